@@ -1,0 +1,42 @@
+# Every way in. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# The lock file decides what is installed; the stamp makes a second run free and an interrupted one start over.
+$(VENV)/.installed: requirements.lock requirements-uv.lock pyproject.toml
+	@echo "==> Python environment in $(VENV) (first time: about 3 GB to fetch, PyTorch above all)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync --require-hashes requirements-uv.lock requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.installed ## the Python environment, pinned
+
+.PHONY: lint
+lint: setup ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --level error
+
+.PHONY: test
+test: setup ## all tests, those against the real control plane included
+	$(BIN)/pytest
+
+.PHONY: test-quick
+test-quick: setup ## no cluster, no training: under a minute
+	$(BIN)/pytest -m "not cluster and not training"
+
+.PHONY: lock
+lock: ## renew the lock file within the ranges of pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 -q -U -o requirements.lock

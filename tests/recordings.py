@@ -1,7 +1,7 @@
 """What a real kubelet, Job controller and scheduler wrote: the recordings of `tests/fixtures/kubelet/`, read back.
 
-The files leave out what an object's line repeats from its line before; `load` puts it in again, so that every line holds
-a whole object.
+The files leave out what an object's line repeats from its line before; `load` puts it in again, so that every line
+holds a whole object.
 """
 
 import json
@@ -73,6 +73,6 @@ def load(name: str) -> Recording:
 
 
 def _lasting(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The metadata that a line without it still has; a finalizer or deletionTimestamp that is not there is really gone."""
+    """The metadata a line without it still has; a finalizer or deletionTimestamp that is not there is gone."""
     keys = ("generateName", "creationTimestamp", "labels", "annotations", "ownerReferences")
     return {key: value for key, value in metadata.items() if key in keys}

@@ -1,0 +1,360 @@
+"""The only module that calls the Kubernetes API: plain dictionaries in, plain dictionaries out, errors by what they mean.
+
+The generated classes of the client are not used: they cost memory and drop fields that they do not know. What is used is
+its configuration (kubeconfig, service account with token renewal) and its HTTP session.
+
+Writes follow three rules. Creating is create-or-adopt: names are deterministic, so that a 409 is either our own earlier
+write or somebody else's object. Deleting names the uid, so that it never hits a namesake. Status is written by JSON Patch
+that tests what the writer has read (`/metadata/uid` and a revision): 422 means look again.
+"""
+
+import json
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import client, config
+
+Object = dict[str, Any]
+Operation = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind as the API server addresses it."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path; without `namespace` all namespaces, without `name` the collection."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        parts = [root]
+        if self.namespaced and namespace:
+            parts += ["namespaces", quote(namespace, safe="")]
+        parts.append(self.plural)
+        if name:
+            parts.append(quote(name, safe=""))
+        if subresource:
+            parts.append(subresource)
+        return "/".join(parts)
+
+
+TRAINING_JOBS = Resource("trainyard.dev", "v1alpha1", "trainingjobs", "TrainingJob")
+TRAINING_SERVICES = Resource("trainyard.dev", "v1alpha1", "trainingservices", "TrainingService")
+TRAINING_BUDGETS = Resource("trainyard.dev", "v1alpha1", "trainingbudgets", "TrainingBudget")
+MODEL_VERSIONS = Resource("trainyard.dev", "v1alpha1", "modelversions", "ModelVersion")
+JOBS = Resource("batch", "v1", "jobs", "Job")
+PODS = Resource("", "v1", "pods", "Pod")
+NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
+SECRETS = Resource("", "v1", "secrets", "Secret")
+SERVICES = Resource("", "v1", "services", "Service")
+EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
+CORE_EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+
+
+class ClusterError(Exception):
+    """A call that failed. `expected`: the answer to a race, a moment's trouble, or a refusal; no bug of ours."""
+
+    expected = True
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class NotFoundError(ClusterError):
+    """404: not there (any more)."""
+
+
+class ConflictError(ClusterError):
+    """409: there already, or changed since it was read."""
+
+
+class StaleError(ClusterError):
+    """422 of a JSON Patch whose test failed: what was read has changed; look again."""
+
+
+class RejectedError(ClusterError):
+    """400, 403, 413, 422: the API server will not take this as it is; a person has to change something."""
+
+
+class UnavailableError(ClusterError):
+    """429, 5xx, no connection, no answer in time: the same call may succeed a little later."""
+
+
+class ForeignObjectError(ClusterError):
+    """An object of this name exists and belongs to somebody else, or is being deleted."""
+
+    def __init__(self, message: str, existing: Object) -> None:
+        super().__init__(message, status=409, reason="ForeignObject")
+        self.existing = existing
+
+
+class Cluster:
+    """A connection to one API server."""
+
+    def __init__(self, api: client.ApiClient, *, timeout: float = 30.0) -> None:
+        self._api = api
+        self._timeout = timeout
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, *, timeout: float = 30.0) -> "Cluster":
+        """From `kubeconfig`, else the pod's service account, else KUBECONFIG or ~/.kube/config."""
+        configuration = client.Configuration()
+        if kubeconfig:
+            await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        else:
+            try:
+                config.load_incluster_config(client_configuration=configuration)
+            except config.ConfigException:
+                await config.load_kube_config(client_configuration=configuration)
+        # Retries are the queue's business: a hidden one would hold a worker, and repeat what must not be.
+        configuration.retries = False
+        return cls(client.ApiClient(configuration), timeout=timeout)
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    @property
+    def server(self) -> str:
+        """Address of the API server."""
+        return self._api.configuration.host
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """With the cluster's CA and, from a kubeconfig, the client certificate."""
+        return self._api.rest_client.ssl_context
+
+    async def authorization(self) -> str | None:
+        """The Authorization header of now, or None where a client certificate speaks for us."""
+        settings = await self._api.configuration.auth_settings()
+        token = settings.get("BearerToken")
+        return token["value"] if token else None
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Any = None,
+        content_type: str = "application/json",
+        timeout: float | None = None,
+    ) -> Any:
+        """The decoded JSON of the answer. Raises a `ClusterError` for everything that is not a success."""
+        url = self.server + path + ("?" + urlencode(query) if query else "")
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
+        if authorization := await self.authorization():
+            headers["Authorization"] = authorization
+        limit = aiohttp.ClientTimeout(total=timeout or self._timeout)
+        try:
+            response = await self._api.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=limit
+            )
+            data = await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise UnavailableError(f"{method} {path}: no answer ({type(error).__name__}: {error})") from error
+        if 200 <= response.status < 300:
+            return json.loads(data) if data else None
+        raise error_of(
+            method, path, response.status, data, response.headers, is_json_patch="json-patch" in content_type
+        )
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
+        return await self.request("GET", resource.path(namespace, name))
+
+    async def find(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
+        """The object, or None when it is not there."""
+        try:
+            return await self.get(resource, namespace, name)
+        except NotFoundError:
+            return None
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str | None = None, page: int = 500
+    ) -> list[Object]:
+        """All objects, of one namespace or of all, read page by page."""
+        return [item async for item in self._items(resource, namespace, labels, page)]
+
+    async def _items(
+        self, resource: Resource, namespace: str | None, labels: str | None, page: int
+    ) -> AsyncIterator[Object]:
+        query = {"limit": str(page)} | ({"labelSelector": labels} if labels else {})
+        while True:
+            answer = await self.request("GET", resource.path(namespace), query=query)
+            for item in answer.get("items") or ():
+                # Items of a list carry neither, yet everything here expects whole objects.
+                yield {"apiVersion": resource.api_version, "kind": resource.kind, **item}
+            token = answer.get("metadata", {}).get("continue")
+            if not token:
+                return
+            query["continue"] = token
+
+    async def create(self, resource: Resource, body: Object) -> Object:
+        return await self.request("POST", resource.path(body["metadata"].get("namespace")), body=body)
+
+    async def create_or_adopt(
+        self, resource: Resource, body: Object, *, owner_uid: str | None = None
+    ) -> tuple[Object, bool]:
+        """Create `body`, or take what is there under its name when it is ours; (object, whether it was made now).
+
+        Ours is what the controller `owner_uid` owns (None: whatever is there). Raises `ForeignObjectError` else.
+        """
+        metadata = body["metadata"]
+        try:
+            return await self.create(resource, body), True
+        except ConflictError:
+            existing = await self.get(resource, metadata.get("namespace"), metadata["name"])
+        if existing["metadata"].get("deletionTimestamp"):
+            raise ForeignObjectError(
+                f"{resource.kind} {metadata['name']} is still being deleted; it is made anew when that is over",
+                existing,
+            )
+        if owner_uid is not None and controller_uid(existing) != owner_uid:
+            raise ForeignObjectError(
+                f"{resource.kind} {metadata['name']} exists and belongs to somebody else; delete or rename it", existing
+            )
+        return existing, False
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str,
+        grace_seconds: int | None = None,
+        propagation: str = "Background",
+    ) -> bool:
+        """Delete the object of exactly this `uid`; False when it is gone already, or another has its name."""
+        body: Object = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": propagation,
+        }
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self.request("DELETE", resource.path(namespace, name), body=body)
+        except (NotFoundError, ConflictError):
+            return False
+        return True
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        operations: Sequence[Operation],
+        *,
+        subresource: str | None = None,
+    ) -> Object:
+        """Apply a JSON Patch. Raises `StaleError` when one of its tests fails."""
+        return await self.request(
+            "PATCH",
+            resource.path(namespace, name, subresource),
+            body=list(operations),
+            content_type="application/json-patch+json",
+        )
+
+    async def patch_status(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        tests: Mapping[str, Any],
+        operations: Sequence[Operation],
+    ) -> Object:
+        """Patch the status where every path of `tests` still has its value (None: is absent)."""
+        guards = [{"op": "test", "path": path, "value": value} for path, value in tests.items()]
+        return await self.patch(resource, namespace, name, [*guards, *operations], subresource="status")
+
+    async def replace(self, resource: Resource, body: Object) -> Object:
+        """Write the whole object; its `metadata.resourceVersion`, when there is one, must still be the newest."""
+        metadata = body["metadata"]
+        return await self.request("PUT", resource.path(metadata.get("namespace"), metadata["name"]), body=body)
+
+
+def controller_uid(obj: Object) -> str | None:
+    """Uid of the controller that owns `obj`."""
+    for owner in obj.get("metadata", {}).get("ownerReferences") or ():
+        if owner.get("controller"):
+            return owner["uid"]
+    return None
+
+
+def status_operations(old: Object | None, new: Object, owned: Sequence[str]) -> list[Operation]:
+    """The JSON Patch operations that bring the `owned` fields of a status from `old` to `new`.
+
+    Fields that are not owned are somebody else's and stay as they are, whatever `new` says. An owned field may be a path
+    (`summary/attempt`); its parent must exist in `old` or be owned too. Unset is absent: None in `new` removes.
+    """
+    operations: list[Operation] = []
+    for field in owned:
+        before, after = _at(old or {}, field), _at(new, field)
+        if before == after:
+            continue
+        path = f"/status/{field}"
+        operations.append(
+            {"op": "remove", "path": path} if after is None else {"op": "add", "path": path, "value": after}
+        )
+    return operations
+
+
+def _at(value: Any, path: str) -> Any:
+    for part in path.split("/"):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def error_of(
+    method: str, path: str, status: int, data: bytes, headers: Mapping[str, str], *, is_json_patch: bool = False
+) -> ClusterError:
+    """The error class for an answer, with the API server's own sentence."""
+    try:
+        answer = json.loads(data)
+        message, reason = answer.get("message", ""), answer.get("reason", "")
+        details = answer.get("details") or {}
+    except (ValueError, AttributeError):
+        message, reason, details = data[:500].decode(errors="replace"), "", {}
+    retry_after = _seconds(headers.get("Retry-After")) or details.get("retryAfterSeconds")
+    text = f"{method} {path}: {status} {message or reason}"
+    kind: type[ClusterError]
+    match status:
+        case 404:
+            kind = NotFoundError
+        case 409:
+            kind = ConflictError
+        case 422 if is_json_patch and not details.get("causes"):
+            # A failed test and a path that is not there have no causes; a schema violation names its fields there.
+            kind = StaleError
+        case 429 | 408:
+            kind = UnavailableError
+        case _ if status >= 500:
+            kind = UnavailableError
+        case 401:
+            kind = UnavailableError  # a token that is being renewed
+        case _:
+            kind = RejectedError
+    return kind(text, status=status, reason=reason, retry_after=retry_after)
+
+
+def _seconds(text: str | None) -> float | None:
+    return float(text) if text and text.isdigit() else None

@@ -15,6 +15,12 @@ from trainyard_api.storage import attempt_uri, run_uri, version_uri
 from trainyard_api.training import Augmentation, Evaluation, Training
 from trainyard_api.trainingjob import Weights
 
+RUN_SPEC_ENV = "TRAINYARD_RUN_SPEC"
+"""Names the file that the trainer reads its RunSpec from."""
+RUN_SPEC_FILE = "/etc/trainyard/run-spec.json"
+RUN_SPEC_ANNOTATION = "trainyard.dev/run-spec"
+"""Annotation of the pod that the file shows."""
+
 
 class Start(Model):
     """Where the first weights come from, resolved: at most one of `manifest_uri`, `attempt_uris`, `uri`; else `weights`."""

@@ -108,12 +108,12 @@ class ForeignObjectError(ClusterError):
 class Cluster:
     """A connection to one API server."""
 
-    def __init__(self, api: client.ApiClient, *, timeout: float = 30.0) -> None:
+    def __init__(self, api: client.ApiClient, *, seconds: float = 30.0) -> None:
         self._api = api
-        self._timeout = timeout
+        self._seconds = seconds
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None, *, timeout: float = 30.0) -> "Cluster":
+    async def connect(cls, kubeconfig: str | None = None, *, seconds: float = 30.0) -> "Cluster":
         """From `kubeconfig`, else the pod's service account, else KUBECONFIG or ~/.kube/config."""
         configuration = client.Configuration()
         if kubeconfig:
@@ -125,7 +125,7 @@ class Cluster:
                 await config.load_kube_config(client_configuration=configuration)
         # Retries are the queue's business: a hidden one would hold a worker, and repeat what must not be.
         configuration.retries = False
-        return cls(client.ApiClient(configuration), timeout=timeout)
+        return cls(client.ApiClient(configuration), seconds=seconds)
 
     async def close(self) -> None:
         await self._api.close()
@@ -154,14 +154,14 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
-        timeout: float | None = None,
+        seconds: float | None = None,
     ) -> Any:
         """The decoded JSON of the answer. Raises a `ClusterError` for everything that is not a success."""
         url = self.server + path + ("?" + urlencode(query) if query else "")
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
-        limit = aiohttp.ClientTimeout(total=timeout or self._timeout)
+        limit = aiohttp.ClientTimeout(total=seconds or self._seconds)
         try:
             response = await self._api.rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=limit

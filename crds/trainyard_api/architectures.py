@@ -25,17 +25,28 @@ class Architecture:
     batch_gpu: int
     learning_rate: float
     needs_gpu: bool = False
+    """Training on a CPU would take days: refused instead of begun."""
     bf16_on_cpu: bool = False
     """Whether bf16 is faster than fp32 on a CPU that has it: true for plain convolutions, false for depthwise ones."""
+    built: bool = False
+    """Whether the trainer of this release brings it; one that is not yet built ends with `ExitCode.BAD_SPEC` and a sentence."""
     description: str = ""
 
     @property
     def task(self) -> Task:
         return self.tasks[0]
 
+    def batch_size(self, gpus: int) -> int:
+        """Images per optimizer step, over all GPUs together: `learning_rate` belongs to it, so it does not grow with them."""
+        return max(self.batch_gpu, gpus) if gpus else self.batch_cpu
 
-_DETECTION = (Task.DETECTION,)
-_IMAGE = (Task.CLASSIFICATION, Task.TAGGING)
+
+def _detector(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: bool) -> Architecture:
+    return Architecture(name, (Task.DETECTION,), size, cpu, gpu, rate, description=text, **rest)
+
+
+def _network(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: bool) -> Architecture:
+    return Architecture(name, (Task.CLASSIFICATION, Task.TAGGING), size, cpu, gpu, rate, description=text, **rest)
 
 
 def _catalogue(*entries: Architecture) -> dict[str, Architecture]:
@@ -43,16 +54,43 @@ def _catalogue(*entries: Architecture) -> dict[str, Architecture]:
 
 
 ARCHITECTURES: dict[str, Architecture] = _catalogue(
-    Architecture(
+    _detector(
         "yard-nano",
-        _DETECTION,
         320,
         8,
         32,
         2e-3,
+        "our one-stage detector, 2 M parameters; recommended",
         bf16_on_cpu=True,
-        description="our one-stage detector, 2 M parameters; recommended",
+        built=True,
     ),
+    _detector(
+        "yard-small", 416, 8, 32, 1.5e-3, "our one-stage detector, for more and smaller objects", bf16_on_cpu=True
+    ),
+    _detector("yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs", bf16_on_cpu=True),
+    _detector("ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices"),
+    _detector("ssd300-vgg16", 300, 8, 32, 5e-4, "torchvision's SSD on VGG16", bf16_on_cpu=True),
+    _detector(
+        "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN", needs_gpu=True
+    ),
+    _detector("fcos-resnet50-fpn", 640, 2, 8, 1e-4, "torchvision's FCOS on ResNet-50 with FPN", needs_gpu=True),
+    _detector("fasterrcnn-mobilenet-v3-fpn", 640, 4, 16, 2e-4, "torchvision's Faster R-CNN on MobileNetV3 with FPN"),
+    _detector(
+        "fasterrcnn-resnet50-fpn-v2",
+        640,
+        2,
+        8,
+        1e-4,
+        "torchvision's Faster R-CNN v2 on ResNet-50 with FPN",
+        needs_gpu=True,
+    ),
+    _network("mobilenet-v3-small", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 small; the quickest image network"),
+    _network("mobilenet-v3-large", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 large"),
+    _network("resnet18", 224, 32, 128, 5e-4, "torchvision's ResNet-18; recommended on CPU", bf16_on_cpu=True),
+    _network("resnet50", 224, 16, 64, 3e-4, "torchvision's ResNet-50", bf16_on_cpu=True),
+    _network("efficientnet-b0", 224, 16, 64, 5e-4, "torchvision's EfficientNet-B0"),
+    _network("efficientnet-v2-s", 384, 8, 32, 3e-4, "torchvision's EfficientNetV2 S"),
+    _network("convnext-tiny", 224, 16, 64, 2e-4, "torchvision's ConvNeXt tiny; the most accurate image network here"),
 )
 
 PRIVATE_PREFIX = "private/"

@@ -1,7 +1,7 @@
 """How a model is trained, augmented and evaluated."""
 
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -60,6 +60,19 @@ class LossWeights(Model):
     box: float | None = Field(default=None, ge=0, le=1000, description="Weight of the box loss.")
     cls: float | None = Field(default=None, ge=0, le=1000, description="Weight of the classification loss.")
     dfl: float | None = Field(default=None, ge=0, le=1000, description="Weight of the distribution focal loss.")
+
+
+class ClassWeights(Model):
+    """How much each label counts in the classification loss; exactly one way."""
+
+    schema_defaults = False
+
+    balanced: Literal[True] | None = Field(
+        default=None, description="true: rare labels count more, by the inverse of how often they occur."
+    )
+    labels: (
+        Annotated[dict[Label, Annotated[int, Field(ge=1, le=10_000)]], Field(min_length=1, max_length=1000)] | None
+    ) = Field(default=None, description="Weight by label in percent, such as {Platelets: 300}; others count 100.")
 
 
 class Training(Model):
@@ -126,11 +139,9 @@ class Training(Model):
     precision: Precision = Field(
         default=Precision.AUTO, description="Auto (default) takes BF16 where the hardware has it and it pays."
     )
-    class_weights: (
-        Annotated[str, Field(max_length=16, pattern="^Balanced$")]
-        | Annotated[dict[Label, Annotated[int, Field(ge=1, le=10_000)]], Field(max_length=1000)]
-        | None
-    ) = Field(default=None, description="Balanced, or a map of label to weight in percent; default: all equal.")
+    class_weights: ClassWeights | None = Field(
+        default=None, description="How much each label counts in the loss; default: all the same."
+    )
     seed: int = Field(
         default=0, ge=0, le=2_147_483_647, description="Seed of initialisation, order and augmentation; default 0."
     )

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from trainyard_api.base import Model
 from trainyard_api.status import Artifact, DatasetSummary, Metrics, Scores, Warning_
-from trainyard_api.trainingjob import End
+from trainyard_api.trainingjob import AttemptResult, End
 
 MAX_REPORT_BYTES = 64 * 1024
 MAX_TERMINATION_MESSAGE_BYTES = 4096
@@ -95,6 +95,18 @@ class Result(Model):
                 return text
         bare = self.model_copy(update={"labels": (), "artifacts": (), "message": self.message[:500]})
         return bare.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+
+    def to_status(self) -> AttemptResult:
+        """Cut to the bounds of a status field."""
+        return AttemptResult.model_validate(
+            self.model_dump()
+            | {
+                "reason": self.reason[:253],
+                "message": self.message[-4096:],
+                "artifacts": self.artifacts[:32],
+                "labels": tuple(label[:128] for label in self.labels[:1000]),
+            }
+        )
 
 
 class Report(Model):

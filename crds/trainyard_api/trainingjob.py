@@ -10,7 +10,7 @@ from trainyard_api.architectures import Task
 from trainyard_api.base import DNSLabel, DNSSubdomain, Model, ModelName, StorageURI
 from trainyard_api.dataset import Dataset
 from trainyard_api.execution import Policy, Resources
-from trainyard_api.status import Artifact, Condition, DatasetSummary, Metrics, Text, Warning_, Word
+from trainyard_api.status import Artifact, Condition, DatasetSummary, Metrics, Scores, Text, Warning_, Word
 from trainyard_api.training import Augmentation, Evaluation, Training
 
 
@@ -180,6 +180,7 @@ class Attempt(Model):
         default=False, description="Given up as lost: it can neither report nor publish, and holds no slot."
     )
     training_seconds: int = Field(default=0, ge=0, description="Time spent in Running.")
+    reset: int = Field(default=0, ge=0, description="The service's reset when it was decided.")
     image: Annotated[str, Field(max_length=1024)] | None = Field(
         default=None, description="Digest of the image that ran."
     )
@@ -194,6 +195,36 @@ class Current(Model):
 
     attempt: int = Field(ge=1, description="Number of the attempt.")
     pod_uid: Word = Field(alias="podUID", description="Uid of its pod.")
+
+
+class AttemptResult(Model):
+    """What an attempt said at its end: its last report, or its pod's termination message."""
+
+    schema_defaults = False
+
+    exit_code: int = Field(description="Exit code of the trainer.")
+    reason: Word = Field(default="", description="Why a training that published ended, or the cause as one word.")
+    message: Text = Field(default="", description="The cause, as a sentence.")
+    step: int | None = Field(default=None, ge=0, description="Steps taken.")
+    steps: int | None = Field(default=None, ge=0, description="Steps to take.")
+    checkpoint_step: int | None = Field(default=None, ge=0, description="Step of the last saved checkpoint.")
+    resumed_from_step: int | None = Field(default=None, ge=0, description="Step of the checkpoint it started from.")
+    training_seconds: int = Field(default=0, ge=0, description="Training time of this attempt.")
+    version: int | None = Field(default=None, ge=0, description="The highest version that storage already has.")
+    manifest_uri: Annotated[str, Field(max_length=2048)] | None = Field(
+        default=None, alias="manifestURI", description="Manifest of the version: with it, the training is complete."
+    )
+    metrics: Scores | None = Field(default=None, description="Of the published model on validation.")
+    test: Scores | None = Field(default=None, description="Of the published model on the test images.")
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=32)] = Field(
+        default=(), description="Files of the version."
+    )
+    dataset_digest: Annotated[str, Field(max_length=128)] | None = Field(
+        default=None, description="The data it learned from."
+    )
+    labels: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=1000)] = Field(
+        default=(), description="What the score columns mean."
+    )
 
 
 class Progress(Model):
@@ -218,6 +249,10 @@ class Progress(Model):
     checkpoint_step: int | None = Field(default=None, ge=0, description="Step of the last saved checkpoint.")
     sequence: int | None = Field(default=None, ge=0, description="Number of the report.")
     updated_at: datetime | None = Field(default=None, description="When the report was taken.")
+    warnings: Annotated[tuple[Warning_, ...], Field(max_length=32)] = Field(
+        default=(), description="The trainer's warnings, as reported."
+    )
+    result: AttemptResult | None = Field(default=None, description="How the attempt ended, once it says so.")
 
 
 class Summary(Model):

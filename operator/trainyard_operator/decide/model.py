@@ -1,0 +1,399 @@
+"""What the operator observes (the snapshots) and what it means to do (the plans): frozen data, nothing else.
+
+The shell (`reconcile.py`) builds a snapshot from its caches, calls `decide`, and carries the plan out:
+
+1. Patch `status` when it differs from the one observed (JSON Patch, tested on uid and revision). Refused: look again, do
+   nothing else. So an intent (`status.attempts[]`, `status.version`) is written before the action that it announces.
+2. Emit `events`.
+3. Carry out `actions` in order; the first that fails ends the pass, and the key is tried again with backoff. An action that
+   finds itself done already (created, deleted, lowered) is a success.
+4. Look again at `look_again_at`, and at once after any action.
+
+Every action follows again from the written status until its effect is observed, so a crash between any two lines loses and
+doubles nothing.
+
+Who writes which part of a TrainingJob's status. While `status.current` is set the intake owns `progress`, `metrics`, `dataset`
+and `summary.{progress,epoch,step,metric,eta}`; its patches test `/status/current`. The loop owns everything else always, and
+those too while `current` is unset: it clears them when an attempt starts and fills in the result when it ends. What the loop
+needs from reports is in `progress`: `phase` and `updatedAt` (stall), `checkpointStep`, `trainingSeconds`, `warnings` (folded into
+`status.warnings` by the loop) and `result` (of the last report). The loop looks again when `progress.phase`, `.warnings`
+or `.result` change, never on mere progress.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from trainyard_api.execution import Execution, Instance
+from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
+from trainyard_api.run import RunSpec
+from trainyard_api.trainingjob import Attempt, TrainingJobSpec, TrainingJobStatus
+from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
+
+TRAINER_CONTAINER = "trainer"
+
+LABEL_JOB = "trainyard.dev/job"
+LABEL_JOB_UID = "trainyard.dev/job-uid"
+LABEL_SERVICE = "trainyard.dev/service"
+LABEL_MODEL = "trainyard.dev/model"
+LABEL_ARCHITECTURE = "trainyard.dev/architecture"
+LABEL_RUN = "trainyard.dev/run"
+LABEL_ATTEMPT = "trainyard.dev/attempt"
+LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+
+
+# --- what is observed ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metadata:
+    namespace: str
+    name: str
+    uid: str
+    generation: int = 1
+    creation_time: datetime | None = None
+    deletion_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A TrainingJob."""
+
+    metadata: Metadata
+    spec: TrainingJobSpec
+    status: TrainingJobStatus
+
+
+@dataclass(frozen=True)
+class ServiceView:
+    """A TrainingService."""
+
+    metadata: Metadata
+    spec: TrainingServiceSpec
+    status: TrainingServiceStatus
+
+
+@dataclass(frozen=True)
+class VersionView:
+    """A ModelVersion."""
+
+    metadata: Metadata
+    spec: ModelVersionSpec
+    status: ModelVersionStatus
+
+
+@dataclass(frozen=True)
+class ObjectCondition:
+    """A condition of a Job, a Pod or a Node."""
+
+    type: str
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Terminated:
+    exit_code: int
+    reason: str = ""
+    message: str = ""
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ContainerView:
+    """At most one of `waiting`, `running` and `terminated` is set; none: the kubelet has said nothing yet."""
+
+    name: str
+    waiting: Waiting | None = None
+    running: bool = False
+    running_since: datetime | None = None
+    terminated: Terminated | None = None
+    last_terminated: Terminated | None = None
+    image_id: str = ""
+    init: bool = False
+
+
+@dataclass(frozen=True)
+class AttemptJob:
+    """A batch/v1 Job."""
+
+    metadata: Metadata
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    owner_uid: str | None = None
+    suspended: bool = False
+    active: int = 0
+    failed: int = 0
+    succeeded: int = 0
+    terminating: int = 0
+    start_time: datetime | None = None
+    conditions: tuple[ObjectCondition, ...] = ()
+
+    def condition(self, type_: str) -> ObjectCondition | None:
+        """The condition when it is True."""
+        return next((c for c in self.conditions if c.type == type_ and c.status == "True"), None)
+
+    @property
+    def finished(self) -> ObjectCondition | None:
+        """Complete or Failed: the Job controller does nothing more."""
+        return self.condition("Complete") or self.condition("Failed")
+
+
+@dataclass(frozen=True)
+class AttemptPod:
+    """A pod of an attempt."""
+
+    metadata: Metadata
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    owner_uid: str | None = None
+    owner_name: str | None = None
+    node: str | None = None
+    phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    conditions: tuple[ObjectCondition, ...] = ()
+    containers: tuple[ContainerView, ...] = ()
+    start_time: datetime | None = None
+    active_deadline_seconds: int | None = None
+    grace_seconds: int = 30
+
+    def condition(self, type_: str) -> ObjectCondition | None:
+        """The condition when it is True."""
+        return next((c for c in self.conditions if c.type == type_ and c.status == "True"), None)
+
+    @property
+    def over(self) -> bool:
+        """Whether Kubernetes has it as ended; kept pods of finished attempts are."""
+        return self.phase in ("Succeeded", "Failed")
+
+    @property
+    def trainer(self) -> ContainerView | None:
+        """The container that trains; sidecars do not count."""
+        named = next((c for c in self.containers if c.name == TRAINER_CONTAINER and not c.init), None)
+        return named or next((c for c in self.containers if not c.init), None)
+
+    @property
+    def index(self) -> int:
+        """Rank of the node in a gang; 0 when it is alone."""
+        text = self.labels.get(LABEL_COMPLETION_INDEX, "0")
+        return int(text) if text.isdigit() else 0
+
+
+@dataclass(frozen=True)
+class EventView:
+    """A Kubernetes Event about a pod, or about the Job that could not make one."""
+
+    kind: str
+    name: str
+    uid: str
+    reason: str
+    message: str
+    warning: bool = True
+    last_time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class NodeView:
+    name: str
+    uid: str = ""
+    ready: str = "True"
+    """Status of the condition Ready: True, False, or Unknown when its kubelet is silent."""
+    since: datetime | None = None
+    """When Ready changed last."""
+    taints: tuple[str, ...] = ()
+    """Keys of its taints."""
+    allocatable: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings of the chart that decisions depend on; times in seconds."""
+
+    service: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Spec (as written in YAML) of a service that the operator makes, besides its architecture."""
+    keep_finished_seconds: int = 86_400
+    """How long an ended attempt's Job and pods are kept for `kubectl logs`."""
+    lost_node_seconds: int = 300
+    """A node that is silent this long is lost, and so are the attempts on it."""
+    overdue_seconds: int = 60
+    """A deleted pod that is still there this long after its grace is lost when its node is not ready or unknown."""
+    queue_refresh_seconds: int = 30
+    """Queue positions are written at most this often."""
+
+
+@dataclass(frozen=True)
+class QueuePlace:
+    """How a service's queue looks from one of its waiting jobs; made by `admission.queue_place`."""
+
+    position: int | None = None
+    """From 1; None: it does not wait there."""
+    length: int = 0
+    occupied: int = 0
+    capacity: int = 0
+    full: bool = False
+    """It is beyond `queue.maxLength`."""
+
+
+@dataclass(frozen=True)
+class JobSnapshot:
+    """All that a decision about one TrainingJob is made of."""
+
+    now: datetime
+    job: JobView
+    service: ServiceView | None = None
+    """The service that the job names (`admission.service_name_of`), if it exists."""
+    queue: QueuePlace = field(default_factory=QueuePlace)
+    jobs: tuple[AttemptJob, ...] = ()
+    """Every batch/v1 Job labelled with this job's name, and those with the name of one of its attempts."""
+    pods: tuple[AttemptPod, ...] = ()
+    """Every pod labelled with this job's name."""
+    events: tuple[EventView, ...] = ()
+    """Events about these Jobs and pods."""
+    nodes: Mapping[str, NodeView] | None = None
+    """Nodes by name; None where the operator may not read them."""
+    versions: tuple[VersionView, ...] = ()
+    """Every ModelVersion of the namespace."""
+    start_job: JobView | None = None
+    """The job that `startFrom.job` names, if it exists."""
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True)
+class ServiceSnapshot:
+    """All that a decision about one TrainingService is made of."""
+
+    now: datetime
+    service: ServiceView
+    jobs: tuple[JobView, ...] = ()
+    """Every TrainingJob whose service it is (`admission.service_name_of`)."""
+    pods: tuple[AttemptPod, ...] = ()
+    """Every pod labelled with the service, those of deleted jobs too."""
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+# --- what is to be done -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CreateService:
+    """Make the default service; one that is there already is fine."""
+
+    name: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CreateVersion:
+    """Make the ModelVersion (no owner: it outlives the job). One with the same `jobUID` and `run` is adopted; another's is a
+    failure of this action: the next pass takes the next number."""
+
+    name: str
+    spec: ModelVersionSpec
+
+
+@dataclass(frozen=True)
+class WriteVersionStatus:
+    name: str
+    uid: str
+    status: ModelVersionStatus
+
+
+@dataclass(frozen=True)
+class CreateJob:
+    """Make the attempt's batch/v1 Job, named `attempt.job_name`. One whose owner is this TrainingJob is adopted; another's is a
+    failure of this action. The shell adds to `run` what only it knows: the intake."""
+
+    attempt: Attempt
+    run: RunSpec
+    instance: Instance
+    execution: Execution
+    active_deadline_seconds: int
+
+
+@dataclass(frozen=True)
+class LowerDeadline:
+    """Set the pod's `activeDeadlineSeconds`; 1 ends it gracefully (SIGTERM, its grace, its exit code is kept)."""
+
+    pod: str
+    uid: str
+    seconds: int
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    pod: str
+    uid: str
+    grace_seconds: int
+
+
+@dataclass(frozen=True)
+class DeleteJob:
+    """Delete a batch/v1 Job and, in the background, its pods."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class DeleteTrainingJob:
+    """Its time to live is over."""
+
+    name: str
+    uid: str
+
+
+Action = (
+    CreateService
+    | CreateVersion
+    | WriteVersionStatus
+    | CreateJob
+    | LowerDeadline
+    | DeletePod
+    | DeleteJob
+    | DeleteTrainingJob
+)
+
+
+@dataclass(frozen=True)
+class Note:
+    """An Event to emit about the object, after the write that it speaks of succeeded."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    status: TrainingJobStatus
+    """The whole new status; `revision` is that of the snapshot, the shell raises it when it writes."""
+    actions: tuple[Action, ...] = ()
+    events: tuple[Note, ...] = ()
+    look_again_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    status: TrainingServiceStatus
+    """The whole new status; `admission.revision` is raised when the batch changed. The write tests the observed
+    `admission.revision`."""
+    wake: tuple[str, ...] = ()
+    """Names of the jobs of the batch: to be reconciled after the write."""
+    events: tuple[Note, ...] = ()
+    look_again_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class VersionPlan:
+    """For a ModelVersion without its job; `status` None: nothing to write."""
+
+    status: ModelVersionStatus | None = None

@@ -1,0 +1,203 @@
+"""From plain Kubernetes dicts, as the API server sends them, to the views of `model.py`. Slim: what no decision reads is left out."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
+from trainyard_api.trainingjob import TrainingJobSpec, TrainingJobStatus
+from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
+
+from trainyard_operator.decide.model import (
+    AttemptJob,
+    AttemptPod,
+    ContainerView,
+    EventView,
+    JobView,
+    Metadata,
+    NodeView,
+    ObjectCondition,
+    ServiceView,
+    Terminated,
+    VersionView,
+    Waiting,
+)
+
+Body = Mapping[str, Any]
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """RFC 3339, with or without fractions; 1970 (what a container that never started shows) is no time."""
+    if not text:
+        return None
+    time = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
+    return time if time.year > 1970 else None
+
+
+def parse_job(body: Body) -> JobView:
+    """A TrainingJob. Raises pydantic's ValidationError when a newer version wrote what this one cannot read."""
+    return JobView(
+        _metadata(body),
+        TrainingJobSpec.model_validate(body["spec"]),
+        TrainingJobStatus.model_validate(body.get("status") or {}),
+    )
+
+
+def parse_service(body: Body) -> ServiceView:
+    """A TrainingService. Raises pydantic's ValidationError as `parse_job`."""
+    return ServiceView(
+        _metadata(body),
+        TrainingServiceSpec.model_validate(body["spec"]),
+        TrainingServiceStatus.model_validate(body.get("status") or {}),
+    )
+
+
+def parse_version(body: Body) -> VersionView:
+    """A ModelVersion. Raises pydantic's ValidationError as `parse_job`."""
+    return VersionView(
+        _metadata(body),
+        ModelVersionSpec.model_validate(body["spec"]),
+        ModelVersionStatus.model_validate(body.get("status") or {}),
+    )
+
+
+def parse_attempt_job(body: Body) -> AttemptJob:
+    """A batch/v1 Job."""
+    status = _part(body, "status")
+    return AttemptJob(
+        metadata=_metadata(body),
+        labels=_labels(body),
+        owner_uid=_owner(body).get("uid"),
+        suspended=bool(_part(body, "spec").get("suspend")),
+        active=status.get("active") or 0,
+        failed=status.get("failed") or 0,
+        succeeded=status.get("succeeded") or 0,
+        terminating=status.get("terminating") or 0,
+        start_time=parse_time(status.get("startTime")),
+        conditions=_conditions(status),
+    )
+
+
+def parse_pod(body: Body) -> AttemptPod:
+    spec, status, owner = _part(body, "spec"), _part(body, "status"), _owner(body)
+    return AttemptPod(
+        metadata=_metadata(body),
+        labels=_labels(body),
+        owner_uid=owner.get("uid"),
+        owner_name=owner.get("name"),
+        node=spec.get("nodeName") or None,
+        phase=status.get("phase") or "Pending",
+        reason=status.get("reason") or "",
+        message=(status.get("message") or "").strip(),
+        conditions=_conditions(status),
+        containers=tuple(
+            _container(c, init)
+            for key, init in (("initContainerStatuses", True), ("containerStatuses", False))
+            for c in _dicts(status.get(key))
+        ),
+        start_time=parse_time(status.get("startTime")),
+        active_deadline_seconds=spec.get("activeDeadlineSeconds"),
+        grace_seconds=int(spec.get("terminationGracePeriodSeconds") or 30),
+    )
+
+
+def parse_event(body: Body) -> EventView:
+    """An Event of the core group or of events.k8s.io, which names the same things differently."""
+    about = _part(body, "involvedObject") or _part(body, "regarding")
+    series = _part(body, "series")
+    last = series.get("lastObservedTime") or body.get("lastTimestamp") or body.get("eventTime")
+    return EventView(
+        kind=about.get("kind") or "",
+        name=about.get("name") or "",
+        uid=about.get("uid") or "",
+        reason=body.get("reason") or "",
+        message=(body.get("message") or body.get("note") or "").strip(),
+        warning=body.get("type") == "Warning",
+        last_time=parse_time(last or _part(body, "metadata").get("creationTimestamp")),
+    )
+
+
+def parse_node(body: Body) -> NodeView:
+    status = _part(body, "status")
+    ready = next((c for c in _conditions(status) if c.type == "Ready"), None)
+    metadata = _part(body, "metadata")
+    return NodeView(
+        name=metadata["name"],
+        uid=metadata.get("uid") or "",
+        ready=ready.status if ready else "Unknown",
+        since=ready.since if ready else None,
+        taints=tuple(taint["key"] for taint in _dicts(_part(body, "spec").get("taints"))),
+        allocatable={k: str(v) for k, v in _part(status, "allocatable").items()},
+    )
+
+
+def _part(body: Body, key: str) -> dict[str, Any]:
+    return cast("dict[str, Any]", body.get(key) or {})
+
+
+def _dicts(items: Any) -> list[dict[str, Any]]:
+    return cast("list[dict[str, Any]]", items or [])
+
+
+def _metadata(body: Body) -> Metadata:
+    metadata = _part(body, "metadata")
+    return Metadata(
+        namespace=metadata.get("namespace") or "",
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation") or 1,
+        creation_time=parse_time(metadata.get("creationTimestamp")),
+        deletion_time=parse_time(metadata.get("deletionTimestamp")),
+    )
+
+
+def _labels(body: Body) -> dict[str, str]:
+    return cast("dict[str, str]", _part(body, "metadata").get("labels") or {})
+
+
+def _owner(body: Body) -> dict[str, Any]:
+    """The controlling owner."""
+    owners = _dicts(_part(body, "metadata").get("ownerReferences"))
+    return next((owner for owner in owners if owner.get("controller")), dict[str, Any]())
+
+
+def _conditions(status: Body) -> tuple[ObjectCondition, ...]:
+    return tuple(
+        ObjectCondition(
+            type=c["type"],
+            status=c["status"],
+            reason=c.get("reason") or "",
+            message=c.get("message") or "",
+            since=parse_time(c.get("lastTransitionTime")),
+        )
+        for c in _dicts(status.get("conditions"))
+    )
+
+
+def _container(body: Body, init: bool) -> ContainerView:
+    state = _part(body, "state")
+    waiting = state.get("waiting")
+    running = state.get("running")
+    return ContainerView(
+        name=body["name"],
+        waiting=Waiting(waiting.get("reason") or "", waiting.get("message") or "") if waiting else None,
+        running=running is not None,
+        running_since=parse_time(running.get("startedAt")) if running else None,
+        terminated=_terminated(state),
+        last_terminated=_terminated(_part(body, "lastState")),
+        image_id=body.get("imageID") or "",
+        init=init,
+    )
+
+
+def _terminated(state: Body) -> Terminated | None:
+    body = _part(state, "terminated")
+    if not body:
+        return None
+    return Terminated(
+        exit_code=body.get("exitCode") or 0,
+        reason=body.get("reason") or "",
+        message=body.get("message") or "",
+        started_at=parse_time(body.get("startedAt")),
+        finished_at=parse_time(body.get("finishedAt")),
+    )

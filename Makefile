@@ -29,8 +29,20 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
+.PHONY: tools
+tools: setup ## the control plane, kubectl and Helm, built once into the user's cache (about five minutes)
+	@$(BIN)/python -m devcluster tools
+
+.PHONY: cluster-up
+cluster-up: tools ## a Kubernetes control plane on this machine (NAME=dev UP="--nodes 1 --gpus 1 --s3")
+	@$(BIN)/python -m devcluster up --name $(or $(NAME),dev) $(UP)
+
+.PHONY: cluster-down
+cluster-down: setup ## end it and forget its data
+	@$(BIN)/python -m devcluster down --name $(or $(NAME),dev)
+
 .PHONY: test
-test: setup ## all tests, those against the real control plane included
+test: setup tools ## all tests, those against the real control plane included
 	$(BIN)/pytest
 
 .PHONY: test-quick

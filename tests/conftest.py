@@ -1,0 +1,93 @@
+"""Fixtures for tests against a real control plane: `cluster`, `s3`, `nodes`, and a fresh `namespace` for each test.
+
+One cluster serves the whole test run, all of its xdist workers included, and grows what is asked for: who needs no S3
+and no node does not wait for them. Tests that break a component start a cluster of their own.
+
+TRAINYARD_TEST_CLUSTER=dev uses the running cluster `dev` instead and leaves it running.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devcluster import Cluster, S3Access, processes
+from devcluster.tools import control_plane_programs
+
+STATE = "TRAINYARD_TEST_STATE"
+"""Environment variable with which the main process tells its xdist workers where their cluster lives."""
+NEEDS_CLUSTER = {"cluster", "namespace", "s3", "nodes"}
+NODES, GPUS = 2, 4
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        os.environ[STATE] = str(config.rootpath / ".devcluster" / f"test-{os.getpid()}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake."""
+    for item in items:
+        if NEEDS_CLUSTER & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.cluster)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the programs here, where no test's timeout runs and the progress can be seen."""
+    if any(item.get_closest_marker("cluster") for item in session.items) and not session.config.option.collectonly:
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        assert capture is not None
+        with capture.global_and_fixture_disabled():
+            control_plane_programs()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Ends the shared cluster, after all workers ended; its logs stay where a test failed."""
+    state = Path(os.environ[STATE])
+    if hasattr(session.config, "workerinput") or not state.is_dir():
+        return
+    Cluster("test", state).stop()
+    if exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(state)
+    else:
+        print(f"\nlogs of the control plane: {state / 'logs'}", file=sys.stderr)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    """A running control plane: API server, etcd, controllers, scheduler. No node and no S3, see `nodes` and `s3`."""
+    if name := os.environ.get("TRAINYARD_TEST_CLUSTER"):
+        return Cluster(name)
+    main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    return Cluster.start("test", state=Path(os.environ[STATE]), owner=processes.record(main))
+
+
+@pytest.fixture(scope="session")
+def s3(cluster: Cluster) -> S3Access:
+    """The cluster's S3 server, with the credentials of one who may do everything."""
+    return cluster.grow(s3=True).s3
+
+
+@pytest.fixture(scope="session")
+def nodes(cluster: Cluster) -> tuple[str, ...]:
+    """Names of the cluster's nodes, each with four GPUs in name."""
+    status = cluster.grow(nodes=NODES, gpus=GPUS).status()
+    assert status is not None
+    return tuple(f"node-{index}" for index in range(status.spec.nodes))
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """The name of a fresh namespace, ready for pods; deleted afterwards without waiting."""
+    name = f"test-{secrets.token_hex(4)}"
+    cluster.kubectl("create", "namespace", name)
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=30s")
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")

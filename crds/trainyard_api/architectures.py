@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
 
 
 class Task(StrEnum):
@@ -94,6 +97,10 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
 )
 
 PRIVATE_PREFIX = "private/"
+
+_NAME = r"^(private/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+ArchitectureName = Annotated[str, Field(min_length=1, max_length=60, pattern=_NAME)]
+"""A name of the catalogue or `private/<name>`; at most 60, so that `mgmt-train-<name>` is a DNS label."""
 
 
 def is_private(name: str) -> bool:

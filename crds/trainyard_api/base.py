@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
 
@@ -14,9 +14,7 @@ class Model(BaseModel):
 
     `schema_defaults = False` keeps the defaults of a class out of the CRD schema: a default inside a union, an override or a
     list item would break "exactly one", hide the service's value, or show as drift. The defaults below then hold when the
-    operator resolves the spec, and the description names them.
-
-    `cel_rules` are `x-kubernetes-validations` of the object: (rule, message) or (rule, message, fieldPath).
+    operator resolves the spec, and the description names them. What a schema alone cannot say is in `rules`.
     """
 
     model_config = ConfigDict(
@@ -24,32 +22,93 @@ class Model(BaseModel):
     )
 
     schema_defaults: ClassVar[bool] = True
-    cel_rules: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form with camelCase names, without what is unset (`None`)."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+Extra = dict[str, JsonValue]
+
+
+def said(rule: str, sentence: str) -> Extra:
+    """Schema of a value that must pass the CEL `rule`; `sentence` tells what to write instead."""
+    return {"x-kubernetes-validations": [{"rule": rule, "message": sentence}]}
+
+
+def matching(pattern: str, sentence: str) -> Extra:
+    """Schema of a string that must match: the API server answers the sentence instead of the bare pattern."""
+    return said(f"self.matches(r'{pattern}')", sentence)
+
+
+def _written(value: object) -> object:
+    """An integer as people write a quantity or a choice in YAML (`cpu: 4`), as the string that the models hold."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+IntegerAsText = BeforeValidator(_written)
+
 # The string types that several resources share. Lengths and patterns become schema bounds.
-DNSLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-DNSSubdomain = Annotated[
-    str,
-    Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"),
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+_DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_QUANTITY = r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+_S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f]*)?$"
+_NAME_SENTENCE = "write a name of lower-case letters, digits and -, that begins and ends with a letter or digit"
+
+DNSLabel = Annotated[
+    str, Field(min_length=1, max_length=63, pattern=DNS_LABEL, json_schema_extra=matching(DNS_LABEL, _NAME_SENTENCE))
 ]
-ModelName = Annotated[str, Field(min_length=1, max_length=52, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-Quantity = Annotated[
+DNSSubdomain = Annotated[
     str,
     Field(
         min_length=1,
-        max_length=32,
-        pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
+        max_length=253,
+        pattern=_DNS_SUBDOMAIN,
+        json_schema_extra=matching(
+            _DNS_SUBDOMAIN,
+            "write the name of a Kubernetes object: lower-case letters, digits, - and ., beginning and ending with a letter or digit",
+        ),
     ),
 ]
-Label = Annotated[str, Field(min_length=1, max_length=128)]
+ModelName = Annotated[
+    str, Field(min_length=1, max_length=52, pattern=DNS_LABEL, json_schema_extra=matching(DNS_LABEL, _NAME_SENTENCE))
+]
+Quantity = Annotated[
+    str,
+    IntegerAsText,
+    Field(
+        min_length=1,
+        max_length=32,
+        pattern=_QUANTITY,
+        json_schema_extra={"x-kubernetes-int-or-string": True}
+        | said(
+            f"type(self) == int ? self > 0 : self.matches(r'{_QUANTITY}')",
+            "write a quantity above 0, such as 4 or 500m for cpu, 512Mi or 2Gi for sizes",
+        ),
+    ),
+]
+Label = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=128,
+        json_schema_extra=said(
+            r"!self.matches(r'[\x00-\x1f\x7f]|^\s|\s$')",
+            "write a label without control characters and without blanks at its ends",
+        ),
+    ),
+]
 StorageURI = Annotated[
-    str, Field(min_length=6, max_length=1024, pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?|file:///.*)$")
+    str,
+    Field(
+        min_length=6,
+        max_length=1024,
+        pattern=r"^(s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f]*)?|file:///[^\x00-\x1f]*)$",
+        json_schema_extra=matching(
+            _S3_URI,
+            "write an S3 address such as s3://bucket/folder/ or s3://bucket/data.zip (file:// works with `trainyard run` alone)",
+        ),
+    ),
 ]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard_api.base import DNSSubdomain, Label, Model, Percent, Quantity, StorageURI
+from trainyard_api.base import DNSSubdomain, IntegerAsText, Label, Model, Percent, Quantity, StorageURI, matching, said
 
 
 class LabelPolicy(StrEnum):
@@ -33,6 +33,24 @@ class Resize(StrEnum):
     LETTERBOX = "Letterbox"
     STRETCH = "Stretch"
     CENTER_CROP = "CenterCrop"
+
+
+_SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
+ImageSize = Annotated[
+    int | str,
+    Field(
+        union_mode="left_to_right",
+        json_schema_extra={"x-kubernetes-int-or-string": True, "maxLength": 9}
+        | said(
+            f"type(self) == int ? self >= 32 && self <= 4096 : self.matches(r'{_SIZE}')",
+            "write a side of 32 to 4096 pixels such as 320, or WIDTHxHEIGHT such as 640x384",
+        ),
+    ),
+]
+Labels = Annotated[
+    tuple[Label, ...],
+    Field(min_length=1, max_length=1000, json_schema_extra={"x-kubernetes-list-type": "set"}),
+]
 
 
 class Source(Model):
@@ -81,13 +99,21 @@ class Subset(Model):
     schema_defaults = False
 
     image_set: str | None = Field(
-        default=None, min_length=1, max_length=253, description="A list under ImageSets/Main, without .txt."
+        default=None,
+        min_length=1,
+        max_length=253,
+        description="A list under ImageSets/Main, without .txt.",
+        json_schema_extra=matching(r"^[^/]+$", "write the name of a list under ImageSets/Main such as train, no path"),
     )
     folder: str | None = Field(
         default=None,
         min_length=1,
         max_length=1024,
         description="A folder below the dataset's root; its images form this side.",
+        json_schema_extra=said(
+            "!self.startsWith('/') && !self.matches(r'(^|/)[.][.](/|$)')",
+            "write a folder below the dataset's root, without a leading / and without ..",
+        ),
     )
     pattern: str | None = Field(
         default=None,
@@ -95,9 +121,7 @@ class Subset(Model):
         max_length=253,
         description="A shell pattern (*, ?, [abc]) on image names, extension included.",
     )
-    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=1000)] | None = Field(
-        default=None, description="Images that have an object of one of these labels."
-    )
+    labels: Labels | None = Field(default=None, description="Images that have an object of one of these labels.")
     list_uri: StorageURI | None = Field(
         default=None, alias="listURI", description="A text object with one image name a line."
     )
@@ -125,8 +149,11 @@ class DatasetLimits(Model):
         default=5,
         description="Fail when more than this share of annotations needed a repair that loses or guesses something.",
     )
-    box_origin: BoxOrigin = Field(
-        default=BoxOrigin.AUTO, description="Whether the first pixel is 0 or 1 in the boxes; Auto looks at the data."
+    box_origin: Annotated[BoxOrigin, IntegerAsText] = Field(
+        default=BoxOrigin.AUTO,
+        description="Whether the first pixel is 0 or 1 in the boxes; Auto looks at the data.",
+        json_schema_extra={"x-kubernetes-int-or-string": True, "maxLength": 4}
+        | said("string(self) in ['Auto', '0', '1']", "write Auto, 0 or 1"),
     )
 
 
@@ -142,7 +169,7 @@ class Dataset(Model):
         default=None,
         description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN, AWS_ENDPOINT_URL, AWS_REGION, AWS_CA_BUNDLE; default: the service's.",
     )
-    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=1000)] | None = Field(
+    labels: Labels | None = Field(
         default=None, description="The labels to learn, in this order; default: all that the data has, sorted."
     )
     split: Split | None = Field(
@@ -157,10 +184,9 @@ class Dataset(Model):
         default=WithoutObjects.USE, description="Annotated images without an object: Use (background, no tag) or Skip."
     )
     limits: DatasetLimits = Field(default_factory=DatasetLimits, description="Bounds of the dataset.")
-    image_size: str | int | None = Field(
+    image_size: ImageSize | None = Field(
         default=None,
         description="Input of the network in pixels: a side (320) or WIDTHxHEIGHT (640x384); default: the architecture's.",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
     )
     resize: Resize = Field(
         default=Resize.LETTERBOX,

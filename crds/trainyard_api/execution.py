@@ -1,11 +1,11 @@
 """How executions run: policies, instances, and the pod parts that services and jobs share."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from trainyard_api.base import DNSLabel, DNSSubdomain, Model, Quantity, Seconds
+from trainyard_api.base import DNSLabel, DNSSubdomain, Model, Quantity, Seconds, matching, said
 
 
 class OnTimeout(StrEnum):
@@ -103,16 +103,16 @@ class Policy(Model):
 
 
 class Toleration(Model):
+    """As in a pod spec."""
+
     schema_defaults = False
 
     key: str | None = Field(
         default=None, max_length=317, description="Taint key; unset with operator Exists: every taint."
     )
-    operator: Annotated[str, Field(pattern="^(Exists|Equal)$", max_length=6)] | None = Field(
-        default=None, description="Exists or Equal; default Equal."
-    )
+    operator: Literal["Exists", "Equal"] | None = Field(default=None, description="Exists or Equal; default Equal.")
     value: str | None = Field(default=None, max_length=63, description="Taint value, with Equal.")
-    effect: Annotated[str, Field(pattern="^(NoSchedule|PreferNoSchedule|NoExecute)$", max_length=16)] | None = Field(
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="Taint effect; unset: all."
     )
     toleration_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
@@ -120,34 +120,94 @@ class Toleration(Model):
     )
 
 
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
 class EnvVar(Model):
     """Plain name and value: secrets go by secretNames, never through the environment of a spec."""
 
     schema_defaults = False
 
-    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
-        description="Name of the variable."
-    )
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=_VARIABLE,
+            json_schema_extra=matching(
+                _VARIABLE, "write a variable's name of letters, digits and _, such as OMP_NUM_THREADS"
+            ),
+        ),
+    ] = Field(description="Name of the variable.")
     value: str = Field(default="", max_length=4096, description="Its value, taken as written: $(VAR) is not expanded.")
 
 
+_LABEL_KEY = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+_EXTENDED_RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 LabelKey = Annotated[str, Field(min_length=1, max_length=317)]
 LabelValue = Annotated[str, Field(max_length=63)]
-NodeSelector = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
+NodeSelector = Annotated[
+    dict[LabelKey, LabelValue],
+    Field(
+        max_length=32,
+        json_schema_extra=said(
+            f"self.all(key, size(key) <= 317 && key.matches(r'{_LABEL_KEY}') && self[key].matches(r'{_LABEL_VALUE}'))",
+            "write node labels as Kubernetes has them, such as kubernetes.io/arch: amd64",
+        ),
+    ),
+]
 Tolerations = Annotated[tuple[Toleration, ...], Field(max_length=32)]
-SecretNames = Annotated[tuple[DNSSubdomain, ...], Field(max_length=16)]
-Env = Annotated[tuple[EnvVar, ...], Field(max_length=64)]
-Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^\S+$")]
+SecretNames = Annotated[
+    tuple[DNSSubdomain, ...], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "set"})
+]
+Env = Annotated[
+    tuple[EnvVar, ...],
+    Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+]
+Image = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=512,
+        pattern=r"^\S+$",
+        json_schema_extra=matching(r"^\S+$", "write an image without blanks, such as registry.example/trainer:1.2"),
+    ),
+]
+ExtendedResource = Annotated[
+    str,
+    Field(
+        min_length=3,
+        max_length=317,
+        pattern=_EXTENDED_RESOURCE,
+        json_schema_extra=matching(_EXTENDED_RESOURCE, "write an extended resource such as nvidia.com/gpu"),
+    ),
+]
+_Preserved = Annotated[
+    dict[str, JsonValue], Field(max_length=8, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+]
+
+
+class Affinity(Model):
+    """As in a pod spec."""
+
+    schema_defaults = False
+
+    node_affinity: _Preserved | None = Field(default=None, description="As in a pod spec: which nodes it may run on.")
+    pod_affinity: _Preserved | None = Field(default=None, description="As in a pod spec: beside which pods it runs.")
+    pod_anti_affinity: _Preserved | None = Field(
+        default=None, description="As in a pod spec: beside which pods it does not run."
+    )
 
 
 class Instance(Model):
     """One execution's worth of hardware: one pod, or one gang of `nodes` pods."""
 
     gpus: Annotated[int, Field(ge=0, le=64)] = Field(default=1, description="GPUs per pod; 0 trains on CPU.")
-    gpu_resource_name: Annotated[str, Field(min_length=1, max_length=253)] = Field(
+    gpu_resource_name: ExtendedResource = Field(
         default="nvidia.com/gpu", description="Extended resource of a whole GPU."
     )
-    shared_gpu_resource_name: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
+    shared_gpu_resource_name: ExtendedResource | None = Field(
         default=None,
         description="Extended resource of a shared GPU; needed when concurrency is above 1 and gpus above 0.",
     )
@@ -170,11 +230,7 @@ class Instance(Model):
     )
     node_selector: NodeSelector | None = Field(default=None, description="Labels that the node must have.")
     tolerations: Tolerations | None = Field(default=None, description="Taints that the pod tolerates.")
-    affinity: dict[str, Any] | None = Field(
-        default=None,
-        description="Affinity of the pod, as in a pod spec.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-    )
+    affinity: Affinity | None = Field(default=None, description="Affinity of the pod, as in a pod spec.")
     priority_class_name: DNSSubdomain | None = Field(default=None, description="PriorityClass of the pods.")
     runtime_class_name: DNSSubdomain | None = Field(default=None, description="RuntimeClass of the pods.")
 

@@ -35,9 +35,13 @@ class ModelVersionSpec(Model):
 
 
 class ModelVersionStatus(Model):
+    """What the operator knows of the version."""
+
+    schema_defaults = False
+
     state: VersionState = Field(default=VersionState.TRAINING, description="Training, Stopped, Ready or Failed.")
     observed_generation: int = Field(
-        default=-1, description="Generation of the spec that the operator has seen; -1: none yet."
+        default=-1, ge=-1, description="Generation of the spec that the operator has seen; -1: none yet."
     )
     reason: Word | None = Field(default=None, description="Why, as one word.")
     message: Text | None = Field(default=None, description="Why, as a sentence.")

@@ -41,8 +41,12 @@ class Reservation(Model):
 
 
 class TrainingBudgetStatus(Model):
+    """What is used and left."""
+
+    schema_defaults = False
+
     observed_generation: int = Field(
-        default=-1, description="Generation of the spec that the operator has seen; -1: none yet."
+        default=-1, ge=-1, description="Generation of the spec that the operator has seen; -1: none yet."
     )
     revision: int | None = Field(default=None, ge=0, description="Raised by every write.")
     period_start: datetime | None = Field(default=None, description="When the running period began.")

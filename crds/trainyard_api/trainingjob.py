@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard_api.architectures import Task
-from trainyard_api.base import DNSLabel, DNSSubdomain, Model, ModelName, StorageURI
+from trainyard_api.architectures import ArchitectureName, Task
+from trainyard_api.base import DNSLabel, DNSSubdomain, Model, ModelName, StorageURI, matching
 from trainyard_api.dataset import Dataset
 from trainyard_api.execution import Policy, Resources
 from trainyard_api.status import Artifact, Condition, DatasetSummary, Metrics, Scores, Text, Warning_, Word
@@ -17,6 +17,17 @@ from trainyard_api.training import Augmentation, Evaluation, Training
 class Weights(StrEnum):
     DEFAULT = "Default"
     NONE = "None"
+
+
+_SHA256 = "^[0-9a-f]{64}$"
+Sha256 = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=_SHA256,
+        json_schema_extra=matching(_SHA256, "write the 64 hexadecimal digits that sha256sum prints, in lower case"),
+    ),
+]
 
 
 class StartFrom(Model):
@@ -31,16 +42,12 @@ class StartFrom(Model):
     version: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
         default=None, description="A version of the same model."
     )
-    model_version: (
-        Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] | None
-    ) = Field(default=None, description="A ModelVersion of this namespace, by name.")
+    model_version: DNSLabel | None = Field(default=None, description="A ModelVersion of this namespace, by name.")
     job: DNSLabel | None = Field(
         default=None, description="The last checkpoint of another, stopped job of this namespace."
     )
     uri: StorageURI | None = Field(default=None, description="A weights file (.safetensors) by address; needs sha256.")
-    sha256: Annotated[str, Field(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")] | None = Field(
-        default=None, description="Checksum of the file at uri."
-    )
+    sha256: Sha256 | None = Field(default=None, description="Checksum of the file at uri.")
 
 
 class Output(Model):
@@ -59,9 +66,7 @@ class End(StrEnum):
 
 
 class TrainingJobSpec(Model):
-    architecture: Annotated[
-        str, Field(min_length=1, max_length=71, pattern=r"^(private/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-    ] = Field(
+    architecture: ArchitectureName = Field(
         description="A name of the catalogue (trainyard architectures), or private/<name> of a service that brings its own image."
     )
     task: Task | None = Field(
@@ -172,7 +177,7 @@ class Attempt(Model):
     ending: Cause | None = Field(default=None, description="Set before the operator ends the attempt: what for.")
     ending_message: Text | None = Field(default=None, description="The sentence that goes with it.")
     ending_time: datetime | None = Field(default=None, description="When the end was decided.")
-    exit_code: int | None = Field(default=None, description="Exit code of the trainer.")
+    exit_code: int | None = Field(default=None, ge=-1, le=255, description="Exit code of the trainer.")
     cause: Cause | None = Field(default=None, description="Why it ended.")
     message: Text | None = Field(default=None, description="Why it ended, as a sentence.")
     charged: bool | None = Field(default=None, description="Whether it counts against maxAttempts.")
@@ -269,8 +274,12 @@ class Summary(Model):
 
 
 class TrainingJobStatus(Model):
+    """Where the job stands. Written by the operator alone."""
+
+    schema_defaults = False
+
     observed_generation: int = Field(
-        default=-1, description="Generation of the spec that the operator has seen; -1: none yet."
+        default=-1, ge=-1, description="Generation of the spec that the operator has seen; -1: none yet."
     )
     state: JobState = Field(default=JobState.CREATED, description="Where the job stands.")
     reason: Word | None = Field(default=None, description="Why, as one word for programs.")

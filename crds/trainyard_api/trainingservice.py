@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard_api.base import DNSLabel, DNSSubdomain, Model, Seconds, StorageURI
+from trainyard_api.architectures import ArchitectureName
+from trainyard_api.base import DNSLabel, DNSSubdomain, Model, Quantity, Seconds, StorageURI, said
 from trainyard_api.execution import Env, Execution, Image, Instance, SecretNames
 from trainyard_api.status import Condition, Word
 
@@ -50,26 +51,49 @@ class ServiceQueue(Model):
     )
 
 
+_HOST_PATH = r"^(/[^/]+)+$"
+
+
+class EmptyDir(Model):
+    """A folder of the pod, gone with it."""
+
+    schema_defaults = False
+
+    size_limit: Quantity | None = Field(
+        default=None, description="Most that it may hold; default: the instance's ephemeralStorage."
+    )
+
+
 class Cache(Model):
     """Where downloaded data is kept between executions; at most one kind."""
 
     schema_defaults = False
 
-    empty_dir: dict[str, str] | None = Field(
-        default=None,
-        description="A folder of the pod, gone with it; the default.",
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    empty_dir: EmptyDir | None = Field(
+        default=None, description="A folder of the pod, gone with it; the default. Write {} to name it."
     )
     claim_name: DNSSubdomain | None = Field(default=None, description="A PersistentVolumeClaim.")
-    host_path: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^/[^.]*")] | None = Field(
-        default=None, description="A folder of the node, under a prefix that the chart allows."
-    )
+    host_path: (
+        Annotated[
+            str,
+            Field(
+                min_length=2,
+                max_length=1024,
+                pattern=_HOST_PATH,
+                json_schema_extra=said(
+                    f"self.matches(r'{_HOST_PATH}') && !self.matches(r'/[.][.]?(/|$)')",
+                    "write an absolute path without . and .. in it, such as /var/cache/trainyard",
+                ),
+            ),
+        ]
+        | None
+    ) = Field(default=None, description="A folder of the node, under a prefix that the chart allows.")
 
 
 class TrainingServiceSpec(Model):
-    architecture: Annotated[
-        str, Field(min_length=1, max_length=71, pattern=r"^(private/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-    ] = Field(description="The architecture that it trains, or private/<name> with an image of its own.")
+    architecture: ArchitectureName = Field(
+        description="The architecture that it trains, or private/<name> with an image of its own."
+    )
     image: Image | None = Field(default=None, description="Trainer image; default: the chart's.")
     instance: Instance = Field(default_factory=Instance, description="One execution's worth of hardware.")
     scaling: Scaling = Field(default_factory=Scaling, description="How many instances there are.")
@@ -112,8 +136,12 @@ class Admission(Model):
 
 
 class TrainingServiceStatus(Model):
+    """What the operator sees."""
+
+    schema_defaults = False
+
     observed_generation: int = Field(
-        default=-1, description="Generation of the spec that the operator has seen; -1: none yet."
+        default=-1, ge=-1, description="Generation of the spec that the operator has seen; -1: none yet."
     )
     instances: int = Field(default=0, ge=0, description="Instances that exist.")
     desired_instances: int = Field(default=0, ge=0, description="Instances there should be.")

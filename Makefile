@@ -49,6 +49,10 @@ test: setup tools ## all tests, those against the real control plane included
 test-quick: setup ## no cluster, no training: under a minute
 	$(BIN)/pytest -m "not cluster and not training"
 
+.PHONY: crds
+crds: setup ## render the CRDs from the models, for kubectl and for the chart
+	$(BIN)/python -m trainyard_api.crd crds helm/trainyard/files/crds
+
 .PHONY: lock
 lock: ## renew the lock file within the ranges of pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 -q -U -o requirements.lock

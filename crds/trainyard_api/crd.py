@@ -171,8 +171,6 @@ def custom_resource_definition(kind: Kind) -> Schema:
         "metadata": {
             "name": f"{kind.plural}.{GROUP}",
             "labels": {"app.kubernetes.io/name": "trainyard", "app.kubernetes.io/component": "crds"},
-            # Uninstalling the chart must not delete every job and model version of the cluster.
-            "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
             "group": GROUP,

@@ -112,7 +112,7 @@ class Subset(Model):
         description="A folder below the dataset's root; its images form this side.",
         json_schema_extra=said(
             "!self.startsWith('/') && !self.matches(r'(^|/)[.][.](/|$)')",
-            "write a folder below the dataset's root, without a leading / and without ..",
+            "write a folder below the dataset's root, with neither / at the front nor .. in it",
         ),
     )
     pattern: str | None = Field(

@@ -338,7 +338,7 @@ RULES: dict[type[Model], tuple[Rule, ...]] = {
     TrainingBudget: (_named(63, "TrainingBudget"),),
     ModelVersion: (
         Rule(
-            "self.metadata.name == self.spec.model + '-v' + string(self.spec.version)",
+            "self.metadata.name.startsWith(self.spec.model + '-v') && self.metadata.name.matches(r'-v[1-9][0-9]*$')",
             "a ModelVersion is named <model>-v<version>, such as blood-cells-v3; the operator makes them, never you",
         ),
     ),

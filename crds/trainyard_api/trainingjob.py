@@ -207,7 +207,7 @@ class AttemptResult(Model):
 
     schema_defaults = False
 
-    exit_code: int = Field(description="Exit code of the trainer.")
+    exit_code: int = Field(ge=-1, le=255, description="Exit code of the trainer.")
     reason: Word = Field(default="", description="Why a training that published ended, or the cause as one word.")
     message: Text = Field(default="", description="The cause, as a sentence.")
     step: int | None = Field(default=None, ge=0, description="Steps taken.")
@@ -265,12 +265,12 @@ class Summary(Model):
 
     schema_defaults = False
 
-    progress: Word | None = Field(default=None, description="63%")
-    epoch: Word | None = Field(default=None, description="19/30")
-    step: Word | None = Field(default=None, description="190/300")
-    metric: Word | None = Field(default=None, description="mAP50 0.871")
-    eta: Word | None = Field(default=None, description="4m10s")
-    attempt: Word | None = Field(default=None, description="1/3: charged of maximum")
+    progress: Word | None = Field(default=None, description="Share of the steps taken: 63%.")
+    epoch: Word | None = Field(default=None, description="Passes over the training images, of how many: 19/30.")
+    step: Word | None = Field(default=None, description="Steps taken, of how many: 190/300.")
+    metric: Word | None = Field(default=None, description="Score of the best model so far: mAP50 0.871.")
+    eta: Word | None = Field(default=None, description="Time left at the present speed: 4m10s.")
+    attempt: Word | None = Field(default=None, description="Attempts that count, of how many: 1/3.")
 
 
 class TrainingJobStatus(Model):

@@ -1,0 +1,74 @@
+"""Which fields of the schema have no behaviour in this release: using one is a warning, `NotYetSupported`, never silence.
+
+To build one: delete its line. A field counts as used when its value differs from its default.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from pydantic import BaseModel
+
+from trainyard_api.architectures import ARCHITECTURES
+from trainyard_api.trainingjob import TrainingJobSpec
+from trainyard_api.trainingservice import TrainingServiceSpec
+
+NOT_YET_SUPPORTED = "NotYetSupported"
+"""Reason of the warning."""
+
+JOB_FIELDS: tuple[str, ...] = (
+    "startFrom.version",
+    "startFrom.modelVersion",
+    "startFrom.job",
+    "startFrom.uri",
+    "resources.nodes",
+    "resources.preemptible",
+    "resources.machineType",
+    "policy.rerunAsProcess",
+    "output.publishURI",
+    "end",
+)
+
+SERVICE_FIELDS: tuple[str, ...] = (
+    "instance.nodes",
+    "instance.preemptible",
+    "instance.machineType",
+    "scaling.type",
+    "scaling.minInstances",
+    "scaling.idleSeconds",
+    "scaling.onScaleDown",
+    "execution.rerunAsProcess",
+    "queue.maxLength",
+    "queue.kueueQueueName",
+    "cache.claimName",
+    "cache.hostPath",
+    "weightsURI",
+    "reset",
+)
+
+
+def unsupported_fields(spec: TrainingJobSpec | TrainingServiceSpec) -> list[str]:
+    """The fields in use that this release does not carry out, as paths below `spec`, such as `startFrom.version`."""
+    fields = JOB_FIELDS if isinstance(spec, TrainingJobSpec) else SERVICE_FIELDS
+    unbuilt = ["architecture"] if not _is_built(spec.architecture) else []
+    return unbuilt + [path for path in fields if _is_used(spec, path.split("."))]
+
+
+def unsupported_sentence(fields: Iterable[str]) -> str:
+    """The message of the warning, for the fields that `unsupported_fields` found."""
+    return f"this release does not carry out {', '.join(f'spec.{name}' for name in fields)}; what is written there has no effect"
+
+
+def _is_built(architecture: str) -> bool:
+    known = ARCHITECTURES.get(architecture)
+    return known is not None and known.built
+
+
+def _is_used(model: BaseModel, path: Sequence[str]) -> bool:
+    """Whether the field is there and differs from its default."""
+    for name, info in type(model).model_fields.items():
+        if info.alias == path[0]:
+            value: object = getattr(model, name)
+            if len(path) > 1:
+                return isinstance(value, BaseModel) and _is_used(value, path[1:])
+            default: Callable[..., object] = info.get_default
+            return value is not None and value != default(call_default_factory=True)
+    raise KeyError(f"{type(model).__name__} has no field {path[0]}")

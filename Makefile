@@ -29,12 +29,24 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 
+.PHONY: system
+system: ## system packages: bubblewrap, in which the cluster's nodes run pods
+	@command -v bwrap >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "==> installing bubblewrap"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -qq --yes --no-install-recommends bubblewrap >/dev/null; \
+	  else \
+	    echo "The cluster's nodes run pods in bubblewrap, which is missing: install your system's package of that" \
+	      "name (Debian, Ubuntu: sudo apt-get install bubblewrap; Fedora: sudo dnf install bubblewrap)." >&2; exit 1; \
+	  fi; }
+
 .PHONY: tools
 tools: setup ## the control plane, kubectl and Helm, built once into the user's cache (about five minutes)
 	@$(BIN)/python -m devcluster tools
 
 .PHONY: cluster-up
-cluster-up: tools ## a Kubernetes control plane on this machine (NAME=dev UP="--nodes 1 --gpus 1 --s3")
+cluster-up: system tools ## a Kubernetes control plane on this machine (NAME=dev UP="--nodes 1 --gpus 1 --s3")
 	@$(BIN)/python -m devcluster up --name $(or $(NAME),dev) $(UP)
 
 .PHONY: cluster-down
@@ -42,7 +54,7 @@ cluster-down: setup ## end it and forget its data
 	@$(BIN)/python -m devcluster down --name $(or $(NAME),dev)
 
 .PHONY: test
-test: setup tools ## all tests, those against the real control plane included
+test: setup system tools ## all tests, those against the real control plane included
 	$(BIN)/pytest
 
 .PHONY: test-quick

@@ -134,9 +134,9 @@ class Cluster:
                 return True
             if status.phase == Phase.CRASHED:
                 raise ClusterError(f"{status.message}\nEnd it with `python -m devcluster down --name {self.name}`.")
-            wanted = status.spec.grown_by(spec)
-            if status.phase == Phase.READY and wanted == status.spec:
+            if status.phase == Phase.READY and status.spec.covers(spec):
                 return False
+            wanted = (ClusterSpec.read(self.layout.spec) or status.spec).grown_by(spec)
             self._ask_for(wanted)
             self._wait_ready(say, wanted, status.supervisor)
             return True
@@ -210,18 +210,14 @@ class Cluster:
 
     def kill(self, component: str) -> None:
         """Ends a component with SIGKILL and keeps it down until `restart`: `kube-scheduler`, `node-0`, `s3`, ..."""
-        spec = self._current().spec
         self._component(component)
-        if component not in spec.killed:
-            self._ask_for(spec.model_copy(update={"killed": (*spec.killed, component)}))
+        self._change_killed(lambda killed: killed | {component})
         self._wait_for(lambda status: _state(status, component) == "Killed", f"{component} to be killed")
 
     def restart(self, component: str) -> None:
         """Starts a component again, having killed it where it runs, and waits until it is ready."""
         self.kill(component)
-        spec = self._current().spec
-        left = tuple(name for name in spec.killed if name != component)
-        self._ask_for(spec.model_copy(update={"killed": left}))
+        self._change_killed(lambda killed: killed - {component})
         self._wait_for(lambda status: _state(status, component) == "Ready", f"{component} to be ready again")
 
     def kill_node(self, index: int) -> None:
@@ -272,6 +268,13 @@ class Cluster:
             raise ClusterError(f"{component} of cluster {self.name} does not run")
         processes.send(process, number)
 
+    def _change_killed(self, change: Callable[[set[str]], set[str]]) -> None:
+        with self._lock():
+            spec = ClusterSpec.read(self.layout.spec) or self._current().spec
+            killed = tuple(sorted(change(set(spec.killed))))
+            if killed != spec.killed:
+                self._ask_for(spec.model_copy(update={"killed": killed}))
+
     def _ask_for(self, spec: ClusterSpec) -> None:
         spec.write(self.layout.spec)
         processes.send(self._current().supervisor, signal.SIGHUP)
@@ -309,7 +312,7 @@ class Cluster:
                     say(f"    {component.name} ready after {component.ready_after_seconds} s")
             if status and status.phase in (Phase.FAILED, Phase.CRASHED):
                 raise ClusterError(status.message)
-            if status and status.phase == Phase.READY and status.spec == spec:
+            if status and status.phase == Phase.READY and status.spec.covers(spec):
                 return
             if not alive:
                 log = self.log_tail("supervisor") or "It was ended from outside."

@@ -78,6 +78,10 @@ class ClusterSpec(_Document):
         }
         return self.model_copy(update=more)
 
+    def covers(self, other: ClusterSpec) -> bool:
+        """Whether everything that `other` asks for is asked for here."""
+        return self.grown_by(other) == self
+
 
 class Phase(StrEnum):
     STARTING = "Starting"

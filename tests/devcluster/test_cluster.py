@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,22 +106,27 @@ def test_s3_put_if_absent_has_one_winner(s3: S3Access) -> None:
     assert outcomes == {"won": 1, "PreconditionFailed": 31}
 
 
-def test_two_clusters_run_at_once_and_know_nothing_of_each_other(cluster: Cluster, tmp_path: Path) -> None:
-    with Cluster.start("second", state=tmp_path / "second", controllers=False) as second:
-        assert second.api_server != cluster.api_server
-        assert second.addresses.services != cluster.addresses.services
-        second.kubectl("create", "namespace", "only-here")
-        with pytest.raises(CommandError, match="NotFound"):
-            cluster.kubectl("get", "namespace", "only-here")
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster beside the shared one, for tests that break it and leave it whole."""
+    with Cluster.start("own", state=tmp_path_factory.mktemp("own"), controllers=False) as cluster:
+        yield cluster
 
 
-def test_up_on_a_running_cluster_does_nothing_and_says_so(tmp_path: Path) -> None:
-    with Cluster.start("again", state=tmp_path / "again", controllers=False) as running:
-        before = status_of(running)
-        done = devcluster("up", running, "--no-s3", "--no-controllers")
-        assert done.returncode == 0
-        assert "running already" in done.stderr
-        assert status_of(running).components == before.components
+def test_two_clusters_run_at_once_and_know_nothing_of_each_other(cluster: Cluster, own: Cluster) -> None:
+    assert own.api_server != cluster.api_server
+    assert own.addresses.services != cluster.addresses.services
+    own.kubectl("create", "namespace", "only-here")
+    with pytest.raises(CommandError, match="NotFound"):
+        cluster.kubectl("get", "namespace", "only-here")
+
+
+def test_up_on_a_running_cluster_does_nothing_and_says_so(own: Cluster) -> None:
+    before = status_of(own)
+    done = devcluster("up", own, "--nodes", "0", "--no-s3", "--no-controllers")
+    assert done.returncode == 0
+    assert "running already" in done.stderr
+    assert status_of(own).components == before.components
 
 
 def test_down_leaves_nothing_running_and_no_key_behind(tmp_path: Path) -> None:
@@ -185,15 +190,19 @@ def test_a_crash_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
         assert cluster.log_tail("etcd", 1) in told.stdout
 
 
-def test_a_component_killed_on_purpose_comes_back_with_its_data(tmp_path: Path) -> None:
-    with Cluster.start("restart", state=tmp_path / "restart", controllers=False) as cluster:
-        cluster.kubectl("create", "namespace", "kept")
-        cluster.kill("kube-apiserver")
-        assert phase_of(cluster) == Phase.READY
-        with pytest.raises(CommandError):
-            cluster.kubectl("get", "namespace", "kept", "--request-timeout=2s")
-        cluster.restart("kube-apiserver")
-        assert "kept" in cluster.kubectl("get", "namespace", "kept")
+def test_a_component_killed_on_purpose_comes_back_with_its_data(own: Cluster) -> None:
+    own.kubectl("create", "namespace", "kept")
+    own.kill("kube-apiserver")
+    assert phase_of(own) == Phase.READY
+    with pytest.raises(CommandError):
+        own.kubectl("get", "namespace", "kept", "--request-timeout=2s")
+    own.restart("kube-apiserver")
+    assert "kept" in own.kubectl("get", "namespace", "kept")
+
+
+def test_a_component_that_there_is_not_cannot_be_killed(own: Cluster) -> None:
+    with pytest.raises(ClusterError, match="has no component kube-proxy; it has etcd, kube-apiserver"):
+        own.kill("kube-proxy")
 
 
 def test_a_cluster_ends_with_its_owner(tmp_path: Path) -> None:

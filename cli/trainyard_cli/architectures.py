@@ -7,7 +7,7 @@ from trainyard_api.architectures import ARCHITECTURES, Architecture
 
 from trainyard_cli.output import Format, dump, table
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 def _row(entry: Architecture) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """The entry point: which commands there are, and how a failure is said.
 
 A command's module is imported when the command is used, not before: `trainyard job list` must not wait for what
-`trainyard dataset check` needs. To add one, write `trainyard_cli/<module>.py` with `app: typer.Typer` (an app of a single
+`trainyard dataset check` needs. To add one, write `trainyard_cli/<module>.py` with `app = typer.Typer(add_completion=False)` (an app of a single
 command becomes that command) and add its line to `COMMANDS`. Keep heavy imports inside the functions of that module, since
 `--help` and completion import all of them.
 """
@@ -19,6 +19,7 @@ from trainyard_cli.errors import CLIError
 
 COMMANDS: dict[str, str] = {
     "architectures": "trainyard_cli.architectures",
+    "job": "trainyard_cli.job",
 }
 """Name of the command, and the module whose `app` it is; in the order of the help."""
 

@@ -23,7 +23,7 @@ def _own_namespace() -> str:
 class Settings(BaseSettings):
     """Durations are seconds. Lists and objects are given as JSON."""
 
-    model_config = SettingsConfigDict(env_prefix="TRAINYARD_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TRAINYARD_", env_parse_none_str="null", frozen=True, extra="ignore")
 
     namespace: str = Field(default_factory=_own_namespace)
     """Where the operator lives: its Lease and its intake's Secret."""

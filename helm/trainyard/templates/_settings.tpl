@@ -34,9 +34,7 @@
 - {name: TRAINYARD_PREEMPTIBLE_NODE_SELECTOR, value: {{ toJson $services.preemptible.nodeSelector | quote }}}
 - {name: TRAINYARD_MACHINE_TYPES, value: {{ toJson $services.machineTypes | quote }}}
 - {name: TRAINYARD_HOST_PATH_PREFIXES, value: {{ toJson $services.hostPathPrefixes | quote }}}
-{{- if $services.runAsUser }}
-- {name: TRAINYARD_RUN_AS_USER, value: {{ $services.runAsUser | int64 | quote }}}
-{{- end }}
+- {name: TRAINYARD_RUN_AS_USER, value: {{ ternary ($services.runAsUser | int64) "null" (not (empty $services.runAsUser)) | quote }}}
 {{- end }}
 
 {{/* The Secret with the intake's certificate when somebody else makes it; empty: the operator makes its own. */}}

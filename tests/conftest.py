@@ -1,4 +1,4 @@
-"""Fixtures for tests against a real control plane: `cluster`, `s3`, `nodes`, and a fresh `namespace` for each test.
+"""Fixtures for tests against a real control plane: `cluster`, `crds`, `s3`, `nodes`, and a fresh `namespace` for each test.
 
 One cluster serves the whole test run, all of its xdist workers included, and grows what is asked for: who needs no S3
 and no node does not wait for them. Tests that break a component start a cluster of their own.
@@ -22,7 +22,7 @@ from devcluster.tools import control_plane_programs
 
 STATE = "TRAINYARD_TEST_STATE"
 """Environment variable with which the main process tells its xdist workers where their cluster lives."""
-NEEDS_CLUSTER = {"cluster", "namespace", "s3", "nodes"}
+NEEDS_CLUSTER = {"cluster", "crds", "namespace", "s3", "nodes"}
 NODES, GPUS = 2, 4
 
 
@@ -81,6 +81,16 @@ def nodes(cluster: Cluster) -> tuple[str, ...]:
     status = cluster.grow(nodes=NODES, gpus=GPUS).status()
     assert status is not None
     return tuple(f"node-{index}" for index in range(status.spec.nodes))
+
+
+@pytest.fixture(scope="session")
+def crds(cluster: Cluster) -> Cluster:
+    """The cluster with Trainyard's custom resources, as committed."""
+    folder = str(Path(__file__).resolve().parent.parent / "crds")
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", folder)
+    names = [f"crd/{kind}.trainyard.dev" for kind in ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")]
+    cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+    return cluster
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from trainyard_api.base import said
+
 
 class Task(StrEnum):
     DETECTION = "Detection"
@@ -99,7 +101,20 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
 PRIVATE_PREFIX = "private/"
 
 _NAME = r"^(private/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-ArchitectureName = Annotated[str, Field(min_length=1, max_length=60, pattern=_NAME)]
+_CHOICES = ", ".join(f"'{name}'" for name in ARCHITECTURES)
+ArchitectureName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=60,
+        pattern=_NAME,
+        json_schema_extra=said(
+            f"self in [{_CHOICES}] || self.matches(r'^{PRIVATE_PREFIX}[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+            "there is no such architecture; choose one that `trainyard architectures` lists, such as yard-nano, "
+            "or private/<name> of a service with an image of its own",
+        ),
+    ),
+]
 """A name of the catalogue or `private/<name>`; at most 60, so that `mgmt-train-<name>` is a DNS label."""
 
 

@@ -280,9 +280,7 @@ def _structural(schema: Schema) -> Schema:
         schema.pop("additionalProperties", None)
     match schema.get("type"):
         case "integer":
-            schema |= {"format": "int64", "maximum": schema.get("maximum", _MAX_INTEGER)}
-        case "number":
-            schema["format"] = "double"
+            schema.setdefault("maximum", _MAX_INTEGER)
         case "array":
             schema.setdefault("x-kubernetes-list-type", "atomic")
         case _:

@@ -79,7 +79,6 @@ def _named(most: int, what: str) -> Rule:
 # --- the parts of a job ---
 
 _DETECTORS = _strings(name for name, entry in ARCHITECTURES.items() if entry.task is Task.DETECTION)
-_CATALOGUE = _strings(ARCHITECTURES)
 _NEED_GPU = [name for name, entry in ARCHITECTURES.items() if entry.needs_gpu]
 _PRIVATE = f"self.architecture.startsWith('{PRIVATE_PREFIX}')"
 _TASK = f"(has(self.task) ? self.task : self.architecture in {_DETECTORS} ? 'Detection' : 'Classification')"
@@ -104,13 +103,6 @@ def _fits_task(path: tuple[str, ...], extra: tuple[str, ...] = ()) -> Rule:
     )
 
 
-_ARCHITECTURE_KNOWN = Rule(
-    f"self.architecture in {_CATALOGUE} || self.architecture.matches(r'^private/[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
-    "there is no such architecture; choose one that `trainyard architectures` lists, such as yard-nano, "
-    "or private/<name> of a service with an image of its own",
-    path=".architecture",
-)
-
 _MUTABLE = {"suspend", "end", "rerun", "policy", "ttlSecondsAfterFinished", "description"}
 _FIXED_JOB = (
     "cannot be changed; make a new job for it "
@@ -118,7 +110,6 @@ _FIXED_JOB = (
 )
 
 _JOB_SPEC: tuple[Rule, ...] = (
-    _ARCHITECTURE_KNOWN,
     Rule(
         f"!{_PRIVATE} || has(self.task)",
         "a private architecture needs task: Detection, Classification or Tagging",
@@ -249,7 +240,6 @@ _TOLERATION: tuple[Rule, ...] = (
 # --- services, versions ---
 
 _SERVICE_SPEC: tuple[Rule, ...] = (
-    _ARCHITECTURE_KNOWN,
     Rule(
         f"!{_PRIVATE} || has(self.image)",
         "a private architecture needs image: a trainer of your own that honours RunSpec, Report and ExitCode",
@@ -291,7 +281,7 @@ RULES: dict[type[Model], tuple[Rule, ...]] = {
     Dataset: (_not_both("split", "subsets", "write split or subsets, not both"),),
     Source: (
         Rule(
-            "self.uri.endsWith('/') || self.uri.matches(r'^s3://[^/]+/.')",
+            "!self.uri.matches(r'^s3://[^/]+$')",
             "name a zip object in the bucket, or write a / at the end to read the bucket as a folder",
             path=".uri",
         ),

@@ -24,9 +24,13 @@ class TrainingBudgetSpec(Model):
     period: Period = Field(
         default=Period.MONTH, description="Day, Week (from Monday) or Month in UTC, or Total: never renewed."
     )
-    services: Annotated[tuple[DNSLabel, ...], Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="The services that it limits; default: all of the namespace."
-    )
+    services: (
+        Annotated[
+            tuple[DNSLabel, ...],
+            Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = Field(default=None, description="The services that it limits; default: all of the namespace.")
 
 
 class Reservation(Model):

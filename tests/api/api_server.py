@@ -70,18 +70,19 @@ class Refused(Exception):
 
 
 class Api:
-    """Custom resources by kind, with strict field validation as kubectl has it."""
+    """Custom resources of one namespace by kind, with strict field validation as kubectl has it."""
 
-    def __init__(self, connection: client.ApiClient) -> None:
+    def __init__(self, connection: client.ApiClient, namespace: str) -> None:
         self._objects = client.CustomObjectsApi(connection)
+        self.namespace = namespace
 
-    def create(self, manifest: Manifest, namespace: str, dry_run: bool = False) -> Manifest:
-        """The object as the server took it, defaults filled in. Raises `Refused`."""
+    def create(self, manifest: Manifest, dry_run: bool = False) -> Manifest:
+        """The object as the server takes it, defaults filled in; a dry run keeps nothing. Raises `Refused`."""
         try:
             return self._objects.create_namespaced_custom_object(  # pyright: ignore[reportReturnType]
                 GROUP,
                 VERSION,
-                namespace,
+                self.namespace,
                 PLURALS[manifest["kind"]],
                 manifest,
                 field_validation="Strict",
@@ -90,23 +91,28 @@ class Api:
         except client.ApiException as error:
             raise Refused(error) from error
 
-    def patch(
-        self, kind: str, name: str, namespace: str, patch: Manifest | list[Manifest], status: bool = False
-    ) -> Manifest:
+    def patch(self, kind: str, name: str, patch: Manifest | list[Manifest], status: bool = False) -> Manifest:
         """The object after a merge patch (a dict) or a JSON patch (a list). Raises `Refused`."""
         objects = self._objects
         send = objects.patch_namespaced_custom_object_status if status else objects.patch_namespaced_custom_object
         form = "application/merge-patch+json" if isinstance(patch, dict) else "application/json-patch+json"
         try:
             return send(  # pyright: ignore[reportReturnType]
-                GROUP, VERSION, namespace, PLURALS[kind], name, patch, field_validation="Strict", _content_type=form
+                GROUP,
+                VERSION,
+                self.namespace,
+                PLURALS[kind],
+                name,
+                patch,
+                field_validation="Strict",
+                _content_type=form,
             )
         except client.ApiException as error:
             raise Refused(error) from error
 
-    def names(self, kind: str, namespace: str, field_selector: str) -> list[str]:
+    def names(self, kind: str, field_selector: str) -> list[str]:
         """Names of the objects that the selector finds."""
         found: Any = self._objects.list_namespaced_custom_object(
-            GROUP, VERSION, namespace, PLURALS[kind], field_selector=field_selector
+            GROUP, VERSION, self.namespace, PLURALS[kind], field_selector=field_selector
         )
         return sorted(item["metadata"]["name"] for item in found["items"])

@@ -222,7 +222,7 @@ TABLE = [
 @pytest.mark.parametrize(("kind", "patch", "sentence"), TABLE)
 def test_a_bad_manifest_is_answered_with_a_sentence(api: Api, kind: str, patch: Manifest, sentence: str) -> None:
     with pytest.raises(Refused) as refusal:
-        api.create(manifest(kind, patch), "default", dry_run=True)
+        api.create(manifest(kind, patch), dry_run=True)
     assert sentence in str(refusal.value)
 
 
@@ -242,5 +242,5 @@ def test_a_bad_manifest_is_answered_with_a_sentence(api: Api, kind: str, patch: 
 )
 def test_a_bad_name_is_answered_with_a_sentence(api: Api, kind: str, name: str, sentence: str) -> None:
     with pytest.raises(Refused) as refusal:
-        api.create(manifest(kind, name=name), "default", dry_run=True)
+        api.create(manifest(kind, name=name), dry_run=True)
     assert sentence in str(refusal.value)

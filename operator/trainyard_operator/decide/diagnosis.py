@@ -1,0 +1,240 @@
+"""Why the pod of an attempt does not start: one word, and one sentence that names the object to look at.
+
+None of this ends an attempt by itself: an image that cannot be pulled or a missing Secret leaves a pod `Pending` for ever. The
+waiting reasons flip with every retry of the kubelet (`ErrImagePull`, `ImagePullBackOff`, `ContainerCreating`), and a Job's
+`FailedCreate` names another pod each time, so the sentences are made of what stays the same.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView
+
+MAX_DETAIL = 700
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    reason: str
+    message: str
+    blocked: bool = True
+    """Something is wrong that somebody has to mend; False: it is on its way."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Names for the sentences."""
+
+    namespace: str
+    service: str
+
+
+def diagnose(
+    job: AttemptJob | None, pods: tuple[AttemptPod, ...], events: tuple[EventView, ...], subject: Subject
+) -> Diagnosis | None:
+    """Why the attempt's trainer does not run; None when it runs, or has run, in every pod."""
+    if job is None:
+        return Diagnosis("Starting", "The Job is being created.", blocked=False)
+    if not pods:
+        return _without_pod(job, events, subject)
+    found = [d for pod in sorted(pods, key=lambda pod: pod.index) if (d := _of_pod(pod, events, subject))]
+    return next((d for d in found if d.blocked), found[0] if found else None)
+
+
+# --- no pod ---------------------------------------------------------------------------------------------------------------
+
+
+def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
+    if job.suspended:
+        return Diagnosis(
+            "JobSuspended",
+            f"Job {job.metadata.name} is suspended; it waits to be admitted by its queue.",
+            blocked=False,
+        )
+    if not (event := _latest(events, job.metadata.uid, {"FailedCreate"})):
+        return Diagnosis("Starting", "The pod is being created.", blocked=False)
+    detail = re.sub(r'^Error creating: (pods "[^"]*" is forbidden: )?', "", event.message)[:MAX_DETAIL]
+    if "exceeded quota" in detail:
+        quota = re.search(r"exceeded quota: ([^,]+)", detail)
+        name = f"ResourceQuota {quota[1]}" if quota else "a ResourceQuota"
+        return Diagnosis(
+            "Quota",
+            f"{name} of namespace {subject.namespace} is used up: {detail}. Raise it, or wait for others to end.",
+        )
+    if "service account" in detail:
+        return Diagnosis(
+            "ServiceAccountMissing",
+            f"The pod cannot be created: {detail}. Create it, or mend serviceAccountName of TrainingService {subject.service}.",
+        )
+    if "violates PodSecurity" in detail:
+        return Diagnosis(
+            "PodSecurity",
+            f"Namespace {subject.namespace} does not allow the pod: {detail}. See its pod-security.kubernetes.io labels.",
+        )
+    if "PriorityClass" in detail:
+        return Diagnosis(
+            "PriorityClassMissing",
+            f"The pod cannot be created: {detail}. Mend instance.priorityClassName of TrainingService {subject.service}.",
+        )
+    return Diagnosis("FailedCreate", f"Job {job.metadata.name} cannot create its pod: {detail}")
+
+
+# --- a pod that does not run ------------------------------------------------------------------------------------------------
+
+
+def _of_pod(pod: AttemptPod, events: tuple[EventView, ...], subject: Subject) -> Diagnosis | None:
+    trainer = pod.trainer
+    if trainer is not None and (trainer.running or trainer.terminated):
+        return None
+    if pod.over:
+        return None
+    if pod.node is None:
+        return _unscheduled(pod, events, subject)
+    for container in pod.containers:
+        if container.waiting and (found := _waiting(container, pod, subject)):
+            return found
+    return _creating(pod, events, subject)
+
+
+def _unscheduled(pod: AttemptPod, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
+    condition = next((c for c in pod.conditions if c.type == "PodScheduled" and c.status == "False"), None)
+    if condition is not None and condition.reason == "SchedulingGated":
+        return Diagnosis("SchedulingGated", "The pod waits for its scheduling gates to be removed.", blocked=False)
+    event = _latest(events, pod.metadata.uid, {"FailedScheduling"})
+    detail = condition.message if condition else (event.message if event else "")
+    if not detail:
+        return Diagnosis("Starting", "The pod waits to be scheduled.", blocked=False)
+    detail = re.split(r"\.? (?:no new claims to deallocate|preemption:)", detail)[0].rstrip(". ")[:MAX_DETAIL]
+    return Diagnosis("Unschedulable", f"No node fits the pod: {detail}. {_scheduling_hint(detail, subject)}")
+
+
+def _scheduling_hint(detail: str, subject: Subject) -> str:
+    service = f"TrainingService {subject.service}"
+    if lacking := re.search(r"Insufficient ([^\s,.]+(?:\.[^\s,.]+)*)", detail):
+        resource = lacking[1].rstrip(".")
+        return f"Free or add {resource} (`kubectl describe nodes` shows what there is), or ask for less in spec.instance of {service}."
+    if "node affinity/selector" in detail:
+        return f"Label a node, or mend nodeSelector and machineType of {service}."
+    if "untolerated taint" in detail:
+        return f"Remove the taint, or add a toleration to spec.instance of {service}."
+    if "volume" in detail or "PersistentVolumeClaim" in detail or "persistentvolumeclaim" in detail:
+        return f"Check spec.cache of {service} and its PersistentVolumeClaim."
+    return f"See spec.instance of {service} and `kubectl describe nodes`."
+
+
+IMAGE_REASONS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+
+
+def _waiting(container: ContainerView, pod: AttemptPod, subject: Subject) -> Diagnosis | None:
+    """What the waiting reason of a container tells; None when it tells nothing."""
+    assert container.waiting
+    reason, detail = container.waiting.reason, container.waiting.message.strip()
+    if reason in IMAGE_REASONS:
+        return _image(detail or reason, subject)
+    match reason:
+        case "CreateContainerConfigError":
+            return _missing_object(detail, subject)
+        case "CreateContainerError" | "RunContainerError":
+            return Diagnosis(
+                "StartFailed",
+                f"Container {container.name} cannot be created: {detail[:MAX_DETAIL]}. Check the image of TrainingService {subject.service}.",
+            )
+        case "CrashLoopBackOff":
+            last = container.last_terminated
+            how = f" with exit code {last.exit_code} {last.reason}" if last else ""
+            return Diagnosis(
+                "CrashLoop", f"Container {container.name} of pod {pod.metadata.name} ends{how} again and again."
+            )
+        case _:
+            return None
+
+
+def _image(detail: str, subject: Subject) -> Diagnosis:
+    detail = re.sub(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?', "", detail)
+    detail = re.sub(r"^Error: ", "", detail)[:MAX_DETAIL]
+    return Diagnosis(
+        "ImagePull",
+        f"The image cannot be pulled: {detail}. Check spec.image of TrainingService {subject.service}, "
+        "the registry, and the pull Secret of its service account.",
+    )
+
+
+def _missing_object(detail: str, subject: Subject) -> Diagnosis:
+    """`secret "s3" not found`, `configmap "c" not found`, `couldn't find key k in Secret ns/s3`."""
+    detail = detail[:MAX_DETAIL]
+    if secret := re.search(r'secret "([^"]+)" not found', detail):
+        return Diagnosis(
+            "SecretMissing",
+            f"Secret {secret[1]} does not exist in namespace {subject.namespace}. Create it, or mend secretName in the job "
+            f"or secretNames of TrainingService {subject.service}.",
+        )
+    return Diagnosis("ConfigMissing", f"The container cannot be set up: {detail}.")
+
+
+# --- ContainerCreating: only the events tell --------------------------------------------------------------------------------
+
+CREATING_EVENTS = frozenset(
+    {
+        "FailedMount",
+        "FailedAttachVolume",
+        "FailedCreatePodSandBox",
+        "NetworkNotReady",
+        "ErrImageNeverPull",
+        "Failed",
+        "BackOff",
+        "InspectFailed",
+        "Pulling",
+        "Pulled",
+        "Created",
+    }
+)
+
+
+def _creating(pod: AttemptPod, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
+    event = _latest(events, pod.metadata.uid, CREATING_EVENTS)
+    detail = event.message if event else ""
+    match event.reason if event else "":
+        case "Pulling":
+            return Diagnosis("PullingImage", f"Node {pod.node} is pulling the image.", blocked=False)
+        case "FailedMount" | "FailedAttachVolume" if "not registered" not in detail:
+            return _volume(detail, subject)
+        case "FailedCreatePodSandBox" | "NetworkNotReady":
+            return Diagnosis("Network", f"Node {pod.node} cannot set the pod's network up: {detail[:MAX_DETAIL]}")
+        case "Failed" | "BackOff" | "InspectFailed" | "ErrImageNeverPull":
+            return _failed_event(detail, subject)
+        case _:
+            return Diagnosis("Starting", f"Node {pod.node} is starting the pod.", blocked=False)
+
+
+def _failed_event(detail: str, subject: Subject) -> Diagnosis:
+    if "not found" in detail and re.match(r"Error: (secret|configmap) ", detail):
+        return _missing_object(detail, subject)
+    if re.search(r"image|Image|ErrImage", detail):
+        return _image(detail, subject)
+    return Diagnosis("StartFailed", f"The container cannot be started: {detail[:MAX_DETAIL]}")
+
+
+def _volume(detail: str, subject: Subject) -> Diagnosis:
+    if re.search(r'secret "[^"]+" not found', detail):
+        return _missing_object(detail, subject)
+    return Diagnosis("Volume", f"A volume of the pod cannot be mounted: {detail[:MAX_DETAIL]}")
+
+
+def _latest(events: tuple[EventView, ...], uid: str, reasons: set[str] | frozenset[str]) -> EventView | None:
+    """The latest event about the object among `reasons`; of equally late ones the last given."""
+    found = [e for e in events if e.uid == uid and e.reason in reasons]
+    if not found:
+        return None
+    start = datetime.min.replace(tzinfo=UTC)
+    return max(enumerate(found), key=lambda pair: (pair[1].last_time or start, pair[0]))[1]

@@ -1,0 +1,459 @@
+"""Why an attempt ended, and what follows.
+
+What Kubernetes shows of an end are independent facts: the pod's phase, reason and conditions, the container's exit code and
+reason, the Job's condition, what the operator itself had asked for, what the trainer said (`OOMKilled` comes with exit code
+137, 1 and 0; an evicted pod may be `Succeeded`). They are read together in one table of rules; the first that matches wins.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+from trainyard_api.report import ExitCode, Result
+from trainyard_api.trainingjob import Attempt, AttemptResult, Cause
+
+from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, NodeView, Terminated
+
+MAX_TEXT = 4096
+LOG_TAIL = 600
+"""Characters of a log tail that are repeated in a message."""
+
+
+@dataclass(frozen=True)
+class EndFacts:
+    """What is known about one attempt; `pods` are those of its own Job only."""
+
+    attempt: Attempt
+    job: AttemptJob | None
+    pods: tuple[AttemptPod, ...]
+    now: datetime
+    reported: AttemptResult | None = None
+    """The result in its last report."""
+    nodes: Mapping[str, NodeView] | None = None
+    gang: int = 1
+    """Pods that it should have."""
+    diagnosis: str = ""
+    """Why its pod does not start, if it does not."""
+    defaults: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True)
+class End:
+    cause: Cause
+    message: str
+    exit_code: int | None = None
+    end_time: datetime | None = None
+    fenced: bool = False
+    """Its container may still run somewhere: it can neither report nor publish any more."""
+    result: AttemptResult | None = None
+
+
+def classify_end(facts: EndFacts) -> End | None:
+    """How the attempt ended; None while it has not."""
+    if lost := lost_pod(facts):
+        return _lost(facts, lost)
+    if not _is_over(facts):
+        return None
+    evidence = _evidence(facts)
+    for rule in RULES:
+        if outcome := rule(evidence):
+            cause, message = outcome
+            return End(
+                cause,
+                message[:MAX_TEXT],
+                exit_code=evidence.exit_code,
+                end_time=_end_time(facts, evidence),
+                fenced=cause is Cause.LOST,
+                result=evidence.result,
+            )
+    raise AssertionError("the last rule matches always")
+
+
+def lost_pod(facts: EndFacts) -> AttemptPod | None:
+    """A pod that has not ended and never will by itself: its node is gone, silent for long, or did not carry out a deletion."""
+    return next((pod for pod in facts.pods if not pod.over and _node_lost(facts, pod)), None)
+
+
+def lost_at(facts: EndFacts) -> datetime | None:
+    """When, as things stand, one of its pods will count as lost; None: nothing points to it."""
+    times = [time for pod in facts.pods if not pod.over and (time := _lost_time(facts, pod))]
+    return min(times, default=None)
+
+
+# --- whether it is over ---------------------------------------------------------------------------------------------------
+
+
+def _is_over(facts: EndFacts) -> bool:
+    """Every pod has ended, and no further one will come."""
+    job = facts.job
+    if any(not pod.over for pod in facts.pods):
+        return False
+    if job is None:
+        return facts.attempt.job_uid is not None
+    if job.finished or job.metadata.deletion_time:
+        return True
+    if len(facts.pods) >= facts.gang:
+        return True
+    stopping = job.condition("FailureTarget") or job.condition("SuccessCriteriaMet")
+    if facts.pods and stopping:
+        return True
+    return job.suspended and facts.attempt.start_time is not None
+
+
+def _node_lost(facts: EndFacts, pod: AttemptPod) -> bool:
+    time = _lost_time(facts, pod)
+    return time is not None and time <= facts.now
+
+
+def _lost_time(facts: EndFacts, pod: AttemptPod) -> datetime | None:
+    if pod.node is None:
+        return None
+    overdue = timedelta(seconds=facts.defaults.overdue_seconds)
+    if facts.nodes is None:
+        return pod.metadata.deletion_time + overdue if pod.metadata.deletion_time else None
+    node = facts.nodes.get(pod.node)
+    silence = timedelta(seconds=facts.defaults.lost_node_seconds)
+    if node is None:
+        since = next((c.since for c in pod.conditions if c.type == "Ready" and c.since), None)
+        return (since or pod.metadata.creation_time or facts.now) + silence
+    if node.ready == "True":
+        return None
+    times = [node.since + silence] if node.since else []
+    if pod.metadata.deletion_time:
+        times.append(pod.metadata.deletion_time + overdue)
+    return min(times, default=None)
+
+
+def _lost(facts: EndFacts, pod: AttemptPod) -> End:
+    node = (facts.nodes or {}).get(pod.node or "")
+    if facts.nodes is not None and node is None:
+        seen = f"Node {pod.node} is gone from the cluster"
+    elif node is not None:
+        seen = f"Node {pod.node} is not ready (Ready={node.ready})"
+    else:
+        seen = f"Node {pod.node} did not carry out the deletion of the pod"
+    message = (
+        f"{seen}; pod {pod.metadata.name} is given up as lost, and nothing it still does counts. "
+        f"If the machine is gone for good, delete its Node object, or the pod stays."
+    )
+    return End(Cause.LOST, message, end_time=facts.now, fenced=True, result=facts.reported)
+
+
+# --- the evidence ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The facts about an attempt that is over, each apart."""
+
+    facts: EndFacts
+    pod: AttemptPod | None
+    """The pod whose end decides."""
+    ended: Terminated | None
+    """How its trainer container ended."""
+    exit_code: int | None
+    result: AttemptResult | None
+    said: str
+    """What the trainer said, as a sentence or the tail of its log."""
+    deleted: bool
+
+    @property
+    def job_message(self) -> str:
+        job = self.facts.job
+        condition = job and (job.finished or job.condition("FailureTarget") or job.condition("SuccessCriteriaMet"))
+        return condition.message if condition else ""
+
+    @property
+    def job_reason(self) -> str:
+        job = self.facts.job
+        condition = job and (job.finished or job.condition("FailureTarget"))
+        return condition.reason if condition else ""
+
+    @property
+    def disruption(self) -> str | None:
+        """Reason and message of DisruptionTarget."""
+        for pod in self.facts.pods:
+            if condition := pod.condition("DisruptionTarget"):
+                return f"{condition.reason}: {condition.message}".rstrip(": ")
+        if "has condition DisruptionTarget" in self.job_message:
+            return "DisruptionTarget"
+        return None
+
+    @property
+    def started(self) -> bool:
+        """Whether its program ever ran."""
+        if self.facts.attempt.start_time is not None:
+            return True
+        return self.ended is not None and self.ended.started_at is not None
+
+
+def _evidence(facts: EndFacts) -> Evidence:
+    pod = _deciding_pod(facts.pods)
+    container = pod.trainer if pod else None
+    ended = container.terminated if container else None
+    result = parse_result(ended.message) if ended else None
+    if result is None or (result.manifest_uri is None and facts.reported and facts.reported.manifest_uri):
+        result = facts.reported or result
+    exit_code = ended.exit_code if ended else None
+    evidence = Evidence(
+        facts=facts,
+        pod=pod,
+        ended=ended,
+        exit_code=exit_code,
+        result=result,
+        said=_said(ended, result),
+        deleted=bool(pod and pod.metadata.deletion_time) or bool(facts.job and facts.job.metadata.deletion_time),
+    )
+    if exit_code is None and (match := re.search(r"failed with exit code (\d+)", evidence.job_message)):
+        return replace(evidence, exit_code=int(match[1]))
+    return evidence
+
+
+def _deciding_pod(pods: tuple[AttemptPod, ...]) -> AttemptPod | None:
+    """Of a gang the one that failed first by itself; the others only followed. Else that of rank 0."""
+
+    def key(pod: AttemptPod) -> tuple[bool, bool, str, int]:
+        ended = pod.trainer.terminated if pod.trainer else None
+        finished = ended.finished_at.isoformat() if ended and ended.finished_at else "9"
+        failed = pod.phase == "Failed"
+        return (not failed, failed and pod.metadata.deletion_time is not None, finished if failed else "", pod.index)
+
+    return min(pods, key=key, default=None)
+
+
+def parse_result(text: str) -> AttemptResult | None:
+    """The trainer's `Result` in a termination message; None when it is something else (a tail of the log)."""
+    try:
+        return Result.model_validate_json(text).to_status()
+    except ValidationError:
+        return None
+
+
+def _said(ended: Terminated | None, result: AttemptResult | None) -> str:
+    if result is not None and result.message:
+        return result.message.strip()
+    if ended is None or not ended.message.strip() or parse_result(ended.message) is not None:
+        return ""
+    lines = [line.strip() for line in ended.message.strip().splitlines() if line.strip()]
+    return " | ".join(lines[-4:])[-LOG_TAIL:]
+
+
+def _end_time(facts: EndFacts, evidence: Evidence) -> datetime:
+    ended = [c.terminated.finished_at for p in facts.pods if (c := p.trainer) and c.terminated]
+    return max((time for time in ended if time), default=facts.now)
+
+
+# --- the rules, first match wins ------------------------------------------------------------------------------------------
+
+Outcome = tuple[Cause, str]
+Rule = Callable[[Evidence], Outcome | None]
+
+
+def _completed(e: Evidence) -> Outcome | None:
+    """A completion record: the version is in storage, whatever else happened."""
+    if e.result is not None and e.result.manifest_uri:
+        return Cause.COMPLETED, e.result.message or "Trained."
+    return None
+
+
+def _asked_for(e: Evidence) -> Outcome | None:
+    """What the operator itself asked for."""
+    attempt = e.facts.attempt
+    if attempt.ending is None:
+        return None
+    return attempt.ending, attempt.ending_message or f"Ended by the operator: {attempt.ending}."
+
+
+def _container_left_behind(e: Evidence) -> Outcome | None:
+    """Kubernetes gave the pod up while its container ran: the node is gone, the container may still run there."""
+    for pod in e.facts.pods:
+        if pod.phase == "Failed" and pod.trainer and pod.trainer.running:
+            why = f" ({e.disruption})" if e.disruption else ""
+            return (
+                Cause.LOST,
+                f"Node {pod.node} was lost with pod {pod.metadata.name} running on it{why}; nothing it still does counts.",
+            )
+    return None
+
+
+def _disrupted(e: Evidence) -> Outcome | None:
+    if e.disruption is None:
+        return None
+    node = f" on node {e.pod.node}" if e.pod and e.pod.node else ""
+    return Cause.DISRUPTED, f"The pod{node} was taken away by the cluster ({e.disruption})."
+
+
+def _over_its_disk_limit(e: Evidence) -> Outcome | None:
+    """An eviction for the pod's own limit; one for the node's sake has DisruptionTarget."""
+    if e.pod is None or e.pod.reason != "Evicted":
+        return None
+    return (
+        Cause.DISK_FULL,
+        f"{e.pod.message.rstrip('.')}. Raise spec.instance.ephemeralStorage of the TrainingService.",
+    )
+
+
+def _deadline(e: Evidence) -> Outcome | None:
+    by_pod = e.pod is not None and e.pod.reason == "DeadlineExceeded"
+    if not by_pod and e.job_reason != "DeadlineExceeded":
+        return None
+    if not e.started:
+        why = e.facts.diagnosis or "it never ran"
+        return Cause.START_TIMED_OUT, f"The pod did not start in time: {why}"
+    return (
+        Cause.TIMED_OUT,
+        "The execution was longer than timeoutSeconds and did not end by itself in time. "
+        "Raise execution.timeoutSeconds of the service (or policy.timeoutSeconds in a new job), or train fewer epochs.",
+    )
+
+
+def _refused(e: Evidence) -> Outcome | None:
+    """The kubelet turned the pod away: it never had a container."""
+    if e.pod is None or e.pod.phase != "Failed" or e.pod.containers or not e.pod.reason:
+        return None
+    return Cause.REFUSED, f"Node {e.pod.node} refused the pod ({e.pod.reason}): {e.pod.message}"
+
+
+def _never_started(e: Evidence) -> Outcome | None:
+    if e.ended is None or e.ended.reason not in ("StartError", "ContainerCannotRun"):
+        return None
+    return (
+        Cause.START_FAILED,
+        f"The container could not be started: {e.ended.message.strip()[-LOG_TAIL:]}. "
+        "Check that the service's image is a trainer image.",
+    )
+
+
+def _documented_and_final(e: Evidence) -> Outcome | None:
+    """What the trainer itself says is wrong, and no retry will mend; holds also when it was being deleted meanwhile."""
+    codes = (ExitCode.BAD_SPEC, ExitCode.BAD_DATA, ExitCode.DISK_FULL, ExitCode.STORAGE_REFUSED)
+    return _by_exit_code(e) if e.exit_code in codes else None
+
+
+def _out_of_memory(e: Evidence) -> Outcome | None:
+    if e.ended is None or e.ended.reason != "OOMKilled":
+        return None
+    return (
+        Cause.OUT_OF_MEMORY,
+        "The pod used more memory than its limit and was ended by the kernel (OOMKilled, exit code "
+        f"{e.exit_code}). Raise instance.memory of the service (or resources.memory in a new job), or lower "
+        f"training.batchSize or dataset.imageSize.{_quote(e)}",
+    )
+
+
+def _runtime_lost_it(e: Evidence) -> Outcome | None:
+    """The container runtime or the kubelet lost the container, and with it its exit code."""
+    if e.ended is None or e.ended.reason not in ("Unknown", "ContainerStatusUnknown"):
+        return None
+    if not e.started and e.deleted:
+        return Cause.INTERRUPTED, "The pod was deleted by somebody before it ran."
+    return Cause.INTERRUPTED, f"The node lost track of the container ({e.ended.reason}).{_quote(e)}"
+
+
+def _deleted(e: Evidence) -> Outcome | None:
+    if not e.deleted:
+        return None
+    return Cause.INTERRUPTED, f"The pod or its Job was deleted by somebody.{_checkpoint_note(e)}"
+
+
+def _suspended(e: Evidence) -> Outcome | None:
+    """A Job suspended after it ran: a queueing engine took the quota back."""
+    if e.facts.job is None or not e.facts.job.suspended:
+        return None
+    return Cause.DISRUPTED, f"Job {e.facts.job.metadata.name} was suspended by somebody else."
+
+
+def _by_exit_code(e: Evidence) -> Outcome | None:
+    """The documented exit codes of the trainer."""
+    if e.exit_code is None or e.exit_code not in EXIT_CODES:
+        return None
+    cause, sentence = EXIT_CODES[ExitCode(e.exit_code)]
+    return cause, e.said or sentence
+
+
+def _other_exit(e: Evidence) -> Outcome | None:
+    if not e.exit_code:
+        return None
+    signals = {130: "signal 2 (SIGINT)", 134: "signal 6 (SIGABRT)", 135: "signal 7 (SIGBUS)", 137: "signal 9 (SIGKILL)"}
+    signals |= {139: "signal 11 (SIGSEGV)", 143: "signal 15 (SIGTERM)"}
+    if e.exit_code in signals:
+        how = f"The trainer was ended by {signals[e.exit_code]}, exit code {e.exit_code}"
+    else:
+        how = f"The trainer failed with exit code {e.exit_code}"
+    return Cause.ERROR, f"{how}.{_quote(e)}" if e.said else f"{how}; see its log."
+
+
+def _no_record(e: Evidence) -> Outcome | None:
+    if e.exit_code != 0 and e.job_reason != "CompletionsReached":
+        return None
+    return Cause.INTERRUPTED, "The trainer exited with code 0 without having published a version." + _quote(e)
+
+
+def _gone(e: Evidence) -> Outcome | None:
+    name = e.facts.attempt.job_name
+    if e.facts.job is None:
+        return Cause.INTERRUPTED, f"Job {name} was deleted by somebody, and its pod is gone."
+    if e.job_message:
+        return Cause.INTERRUPTED, f"Job {name} ended without its pod having been seen: {e.job_message}"
+    return Cause.INTERRUPTED, f"Pod of Job {name} ended, and Kubernetes does not say how."
+
+
+RULES: tuple[Rule, ...] = (
+    _completed,
+    _asked_for,
+    _container_left_behind,
+    _disrupted,
+    _over_its_disk_limit,
+    _deadline,
+    _refused,
+    _never_started,
+    _documented_and_final,
+    _out_of_memory,
+    _runtime_lost_it,
+    _deleted,
+    _suspended,
+    _by_exit_code,
+    _other_exit,
+    _no_record,
+    _gone,
+)
+
+EXIT_CODES: dict[ExitCode, Outcome] = {
+    ExitCode.BAD_SPEC: (Cause.INVALID_SPEC, "The trainer refused the job's settings; its log says which."),
+    ExitCode.BAD_DATA: (Cause.INVALID_DATA, "The trainer refused the dataset; its log names file and line."),
+    ExitCode.STORAGE_UNREACHABLE: (Cause.STORAGE_UNREACHABLE, "The storage could not be reached for a long time."),
+    ExitCode.DISK_FULL: (
+        Cause.DISK_FULL,
+        "The trainer's disk is full or read-only. Raise instance.ephemeralStorage of the service, or check its cache.",
+    ),
+    ExitCode.STORAGE_REFUSED: (
+        Cause.STORAGE_DENIED,
+        "The storage refused: check the Secret's credentials, and that bucket and object exist.",
+    ),
+    ExitCode.INTERRUPTED: (Cause.INTERRUPTED, "The trainer was asked to end (SIGTERM) and saved what it had."),
+    ExitCode.GPU_OUT_OF_MEMORY: (
+        Cause.OUT_OF_MEMORY,
+        "The GPU has too little memory, even for smaller batches. Lower training.batchSize or dataset.imageSize.",
+    ),
+    ExitCode.NOTHING_IN_TIME: (
+        Cause.TIMED_OUT,
+        "training.maxDurationSeconds was over before there was a model to publish. Raise it.",
+    ),
+    ExitCode.VERSION_TAKEN: (Cause.VERSION_TAKEN, "The storage already has this version; the next number is taken."),
+    ExitCode.GPU_MISSING: (
+        Cause.START_FAILED,
+        "A GPU was asked for and none is visible in the pod. Check the node's driver and device plugin.",
+    ),
+}
+
+
+def _quote(e: Evidence) -> str:
+    return f" It said: {e.said}" if e.said else ""
+
+
+def _checkpoint_note(e: Evidence) -> str:
+    if e.exit_code == ExitCode.INTERRUPTED:
+        return " It saved what it had."
+    return "" if e.exit_code is None else f" Exit code {e.exit_code}."

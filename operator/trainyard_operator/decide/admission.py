@@ -1,9 +1,179 @@
-"""Which waiting jobs start now."""
+"""Which waiting jobs start now: per service by priority, then age, while there are slots.
 
-from trainyard_api.trainingjob import TrainingJobSpec
-from trainyard_api.trainingservice import default_service_name
+A slot is one execution of one job, known by (job uid, run, attempt). It is occupied from the moment its job is in the batch that
+the service's status announces (`status.admission`), through the ledger, until the attempt's pods are really gone; pods of
+deleted jobs count too, those on a lost node do not. The batch is written before anything else, tested on its revision, and
+an entry leaves it only when the job's own status shows the attempt or shows that the job does not wait any more. So a leader
+that wakes from a pause can neither add to a batch nor use an entry that was taken back: both writes are refused.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from trainyard_api.trainingjob import JobState, TrainingJobSpec, TrainingJobStatus
+from trainyard_api.trainingservice import Admission, AdmittedJob, default_service_name
+
+from trainyard_operator.decide.model import (
+    LABEL_ATTEMPT,
+    LABEL_JOB_UID,
+    LABEL_RUN,
+    AttemptPod,
+    JobView,
+    QueuePlace,
+    ServiceSnapshot,
+    ServiceView,
+)
+from trainyard_operator.decide.nodes import is_lost
+from trainyard_operator.decide.scaling import capacity
+
+MAX_BATCH = 100
+WAITING = frozenset({JobState.QUEUED, JobState.TRY_AGAIN_LATER})
+READY_REASONS = frozenset({"WaitingForInstance", "QueueFull", "ServicePaused", "NoInstances"})
+"""Reasons of a waiting job that nothing but a slot is missing to; the others do not hold up who comes after."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    job_uid: str
+    run: int
+    attempt: int
 
 
 def service_name_of(spec: TrainingJobSpec) -> str:
     """The TrainingService that a job runs on, existing or not."""
     return spec.service_name or default_service_name(spec.architecture)
+
+
+def next_attempt(status: TrainingJobStatus) -> int:
+    """Number of the attempt that would start next in this run."""
+    return (status.attempt_count or 0) + 1
+
+
+def is_waiting(job: JobView) -> bool:
+    """Whether the job's own status says that only a slot is missing."""
+    status = job.status
+    return (
+        job.metadata.deletion_time is None
+        and status.state in WAITING
+        and status.reason in READY_REASONS
+        and status.observed_generation == job.metadata.generation
+    )
+
+
+def queue(jobs: tuple[JobView, ...]) -> list[JobView]:
+    """The waiting jobs in the order in which they start: priority, then age."""
+    return sorted((job for job in jobs if is_waiting(job)), key=_order)
+
+
+def _order(job: JobView) -> tuple[int, datetime, str]:
+    created = job.metadata.creation_time or datetime.max.replace(tzinfo=UTC)
+    return -(job.spec.policy.priority or 0), created, job.metadata.name
+
+
+def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
+    """How the queue looks from `job`, which is counted in whether its status says already that it waits or not."""
+    others = tuple(other for other in snapshot.jobs if other.metadata.uid != job.metadata.uid and is_waiting(other))
+    ahead = sum(_order(other) < _order(job) for other in others)
+    limit = snapshot.service.spec.queue.max_length
+    return QueuePlace(
+        position=ahead + 1,
+        length=len(others) + 1,
+        occupied=len(occupied(snapshot)),
+        capacity=capacity(snapshot.service.spec.scaling),
+        full=limit is not None and ahead >= limit and not _admitted(snapshot, job),
+    )
+
+
+def _admitted(snapshot: ServiceSnapshot, job: JobView) -> bool:
+    return admitted(snapshot.service, job)
+
+
+def admitted(service: ServiceView, job: JobView) -> bool:
+    """Whether the batch of the service holds this very attempt of the job."""
+    batch = service.status.admission
+    run, attempt = job.status.run or 0, next_attempt(job.status)
+    return batch is not None and any(
+        (entry.uid, entry.run, entry.attempt) == (job.metadata.uid, run, attempt) for entry in batch.jobs
+    )
+
+
+# --- slots ----------------------------------------------------------------------------------------------------------------
+
+
+def occupied(snapshot: ServiceSnapshot) -> frozenset[Slot]:
+    """The slots in use: the batch, unfinished attempts of the ledgers, and pods that are not gone."""
+    batch = {Slot(entry.uid, entry.run, entry.attempt) for entry in pending(snapshot)}
+    ledgers: set[Slot] = set()
+    fenced: set[Slot] = set()
+    for job in snapshot.jobs:
+        for attempt in job.status.attempts:
+            slot = Slot(job.metadata.uid, attempt.run, attempt.number)
+            if attempt.fenced:
+                fenced.add(slot)
+            elif attempt.end_time is None:
+                ledgers.add(slot)
+    pods = {slot_of(pod) for pod in snapshot.pods if not pod.over and not _on_lost_node(pod, snapshot)}
+    return frozenset((batch | ledgers | pods) - fenced)
+
+
+def slot_of(pod: AttemptPod) -> Slot:
+    """The slot that a pod takes; the pods of a gang share one."""
+    uid = pod.labels.get(LABEL_JOB_UID) or pod.owner_uid or pod.metadata.uid
+    run, attempt = pod.labels.get(LABEL_RUN, ""), pod.labels.get(LABEL_ATTEMPT, "")
+    return Slot(uid, int(run) if run.isdigit() else 0, int(attempt) if attempt.isdigit() else 0)
+
+
+def _on_lost_node(pod: AttemptPod, snapshot: ServiceSnapshot) -> bool:
+    """A pod that no ledger speaks of any more: its job was deleted. (While there is one, the ledger says it is fenced.)"""
+    known = {job.metadata.uid for job in snapshot.jobs}
+    return slot_of(pod).job_uid not in known and is_lost(pod, snapshot.nodes, snapshot.defaults, snapshot.now)
+
+
+# --- the batch ------------------------------------------------------------------------------------------------------------
+
+
+def pending(snapshot: ServiceSnapshot) -> tuple[AdmittedJob, ...]:
+    """The entries of the batch whose attempt is not in a ledger yet, and whose job still waits for it."""
+    batch = snapshot.service.status.admission
+    jobs = {job.metadata.uid: job for job in snapshot.jobs}
+    return tuple(entry for entry in (batch.jobs if batch else ()) if _is_pending(entry, jobs.get(entry.uid)))
+
+
+def _is_pending(entry: AdmittedJob, job: JobView | None) -> bool:
+    if job is None or job.metadata.deletion_time is not None:
+        return False
+    status = job.status
+    return (status.run or 0) == entry.run and next_attempt(status) == entry.attempt and status.state in WAITING
+
+
+def next_admission(snapshot: ServiceSnapshot) -> Admission:
+    """The batch as it should be: what is pending, and the first of the queue for which there are slots."""
+    service = snapshot.service
+    current = service.status.admission or Admission()
+    kept = pending(snapshot)
+    picked = _picked(snapshot, kept)
+    jobs = kept + picked
+    if jobs == current.jobs:
+        return current
+    return Admission(revision=current.revision + 1, jobs=jobs)
+
+
+def _picked(snapshot: ServiceSnapshot, kept: tuple[AdmittedJob, ...]) -> tuple[AdmittedJob, ...]:
+    service = snapshot.service
+    if service.spec.paused or service.metadata.deletion_time is not None:
+        return ()
+    free = capacity(service.spec.scaling) - len(occupied(snapshot))
+    room = min(free, MAX_BATCH - len(kept))
+    if room <= 0:
+        return ()
+    pending_uids = {entry.uid for entry in kept}
+    line = [job for job in queue(snapshot.jobs) if job.metadata.uid not in pending_uids]
+    return tuple(
+        AdmittedJob(
+            name=job.metadata.name,
+            uid=job.metadata.uid,
+            attempt=next_attempt(job.status),
+            run=job.status.run or 0,
+        )
+        for job in line[:room]
+    )

@@ -12,6 +12,24 @@ from datetime import UTC, datetime
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView
 
 MAX_DETAIL = 700
+BLOCKED_REASONS = frozenset(
+    {
+        "ConfigMissing",
+        "CrashLoop",
+        "FailedCreate",
+        "ImagePull",
+        "Network",
+        "PodSecurity",
+        "PriorityClassMissing",
+        "Quota",
+        "SecretMissing",
+        "ServiceAccountMissing",
+        "StartFailed",
+        "Unschedulable",
+        "Volume",
+    }
+)
+"""Reasons of a diagnosis that somebody has to mend."""
 
 
 @dataclass(frozen=True)

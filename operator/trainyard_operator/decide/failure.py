@@ -8,13 +8,14 @@ reason, the Job's condition, what the operator itself had asked for, what the tr
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import ValidationError
 from trainyard_api.report import ExitCode, Result
 from trainyard_api.trainingjob import Attempt, AttemptResult, Cause
 
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, NodeView, Terminated
+from trainyard_operator.decide.nodes import is_lost, lost_time
 
 MAX_TEXT = 4096
 LOG_TAIL = 600
@@ -73,12 +74,12 @@ def classify_end(facts: EndFacts) -> End | None:
 
 def lost_pod(facts: EndFacts) -> AttemptPod | None:
     """A pod that has not ended and never will by itself: its node is gone, silent for long, or did not carry out a deletion."""
-    return next((pod for pod in facts.pods if not pod.over and _node_lost(facts, pod)), None)
+    return next((pod for pod in facts.pods if is_lost(pod, facts.nodes, facts.defaults, facts.now)), None)
 
 
 def lost_at(facts: EndFacts) -> datetime | None:
     """When, as things stand, one of its pods will count as lost; None: nothing points to it."""
-    times = [time for pod in facts.pods if not pod.over and (time := _lost_time(facts, pod))]
+    times = [t for pod in facts.pods if (t := lost_time(pod, facts.nodes, facts.defaults, facts.now))]
     return min(times, default=None)
 
 
@@ -100,30 +101,6 @@ def _is_over(facts: EndFacts) -> bool:
     if facts.pods and stopping:
         return True
     return job.suspended and facts.attempt.start_time is not None
-
-
-def _node_lost(facts: EndFacts, pod: AttemptPod) -> bool:
-    time = _lost_time(facts, pod)
-    return time is not None and time <= facts.now
-
-
-def _lost_time(facts: EndFacts, pod: AttemptPod) -> datetime | None:
-    if pod.node is None:
-        return None
-    overdue = timedelta(seconds=facts.defaults.overdue_seconds)
-    if facts.nodes is None:
-        return pod.metadata.deletion_time + overdue if pod.metadata.deletion_time else None
-    node = facts.nodes.get(pod.node)
-    silence = timedelta(seconds=facts.defaults.lost_node_seconds)
-    if node is None:
-        since = next((c.since for c in pod.conditions if c.type == "Ready" and c.since), None)
-        return (since or pod.metadata.creation_time or facts.now) + silence
-    if node.ready == "True":
-        return None
-    times = [node.since + silence] if node.since else []
-    if pod.metadata.deletion_time:
-        times.append(pod.metadata.deletion_time + overdue)
-    return min(times, default=None)
 
 
 def _lost(facts: EndFacts, pod: AttemptPod) -> End:

@@ -264,6 +264,8 @@ class JobSnapshot:
     """Every ModelVersion of the namespace."""
     start_job: JobView | None = None
     """The job that `startFrom.job` names, if it exists."""
+    reports_since: datetime | None = None
+    """Since when this operator takes reports: nobody is blamed for silence before that."""
     defaults: Defaults = field(default_factory=Defaults)
 
 
@@ -277,6 +279,8 @@ class ServiceSnapshot:
     """Every TrainingJob whose service it is (`admission.service_name_of`)."""
     pods: tuple[AttemptPod, ...] = ()
     """Every pod labelled with the service, those of deleted jobs too."""
+    nodes: Mapping[str, NodeView] | None = None
+    """Nodes by name; None where the operator may not read them."""
     defaults: Defaults = field(default_factory=Defaults)
 
 

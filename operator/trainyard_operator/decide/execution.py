@@ -1,0 +1,289 @@
+"""An attempt while it lives: what is observed goes into its ledger entry, and what should end it is found.
+
+Order: first the intent (`ending`, with its cause) is written into the ledger, then, in the same or any later pass, the action
+follows from it. A pod that runs is ended by lowering its deadline to one second (SIGTERM, full grace, exit code kept); what
+never ran is deleted with its Job.
+"""
+
+from datetime import datetime, timedelta
+from math import ceil
+
+from trainyard_api.report import Phase
+from trainyard_api.resolve import Contradiction
+from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState
+
+from trainyard_operator.decide.case import Case, Draft, has_checkpoint
+from trainyard_operator.decide.diagnosis import Diagnosis, Subject, diagnose
+from trainyard_operator.decide.failure import EndFacts, lost_at
+from trainyard_operator.decide.model import (
+    Action,
+    AttemptJob,
+    AttemptPod,
+    DeleteJob,
+    DeletePod,
+    LowerDeadline,
+)
+from trainyard_operator.decide.start import create_job
+from trainyard_operator.decide.versions import with_version
+
+TRAINING_PHASES = frozenset(
+    {Phase.TRAINING, Phase.EVALUATING, Phase.SAVING, Phase.EXPORTING, Phase.UPLOADING, Phase.DONE}
+)
+DIAGNOSIS_SECONDS = 5
+"""How often the events about a pod that does not start are looked at."""
+
+
+def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
+    """What is known about the end of the attempt."""
+    job = case.job_of(attempt)
+    progress = draft.status.progress
+    found = diagnosis_of(case, attempt)
+    return EndFacts(
+        attempt=attempt,
+        job=job,
+        pods=pods_of(case, attempt),
+        now=case.now,
+        reported=progress.result if progress else None,
+        nodes=case.snapshot.nodes,
+        gang=case.instance.nodes,
+        diagnosis=found.message if found else "",
+        defaults=case.snapshot.defaults,
+    )
+
+
+def pods_of(case: Case, attempt: Attempt) -> tuple[AttemptPod, ...]:
+    job = case.job_of(attempt)
+    return case.pods_of(job.metadata.uid if job else attempt.job_uid)
+
+
+def diagnosis_of(case: Case, attempt: Attempt) -> Diagnosis | None:
+    """Why the attempt does not run yet."""
+    subject = Subject(case.namespace, case.service_name)
+    return diagnose(case.job_of(attempt), pods_of(case, attempt), case.snapshot.events, subject)
+
+
+def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
+    """The ledger entry with the names, places and times that show by now, and whose reports are taken."""
+    job, pods = case.job_of(attempt), pods_of(case, attempt)
+    update: dict[str, object] = {}
+    if job is not None:
+        update["job_uid"] = job.metadata.uid
+    if pods:
+        pod = min(pods, key=lambda pod: pod.index)
+        update |= {"pod_name": pod.metadata.name, "pod_uid": pod.metadata.uid, "node": pod.node or attempt.node}
+        if container := pod.trainer:
+            ended = container.terminated
+            started = container.running_since or (ended.started_at if ended else None)
+            update["start_time"] = attempt.start_time or started
+            update["image"] = container.image_id or attempt.image
+    progress = draft.status.progress
+    if progress is not None and progress.phase in TRAINING_PHASES and attempt.training_start_time is None:
+        update["training_start_time"] = progress.updated_at or case.now
+    seen = attempt.model_copy(update=update)
+    current = Current(attempt=seen.number, podUID=seen.pod_uid) if seen.pod_uid else None
+    return draft.with_attempt(seen).set(current=current)
+
+
+def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
+    """An attempt that has not ended: found out whether it should, started where it is not, and described."""
+    wanted = ending(case, draft, attempt) if attempt.ending is None else None
+    if wanted is not None:
+        cause, message = wanted
+        attempt = attempt.model_copy(update={"ending": cause, "ending_message": message, "ending_time": case.now})
+        draft = draft.with_attempt(attempt)
+    draft = draft.look_at(lost_at(end_facts(case, draft, attempt)))
+    if attempt.ending is not None:
+        draft = draft.act(*ending_actions(case, attempt)).look_at(_finish_time(case, attempt))
+        return _describe_ending(case, draft, attempt, wanted is not None)
+    if attempt.job_uid is None:
+        return _create(case, draft, attempt)
+    draft = draft.act(*_exact_deadlines(case, attempt))
+    draft = draft.look_at(start_deadline(case, attempt), stall_deadline(case, draft, attempt))
+    return _describe(case, draft, attempt)
+
+
+# --- what should end it -----------------------------------------------------------------------------------------------------
+
+
+def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | None:
+    """Cause and sentence of what the operator should end the attempt for."""
+    spec, service = case.snapshot.job.spec, case.snapshot.service
+    if spec.end is End.ABORT:
+        return Cause.ABORTED, "Aborted: spec.end is Abort."
+    if spec.end is End.FINISH and not attempt.finish:
+        return Cause.FINISHED, "Asked to finish: spec.end is Finish."
+    if spec.suspend and spec.end is not End.FINISH:
+        return Cause.STOPPED, "Stopped: spec.suspend is true."
+    if service is not None and service.spec.reset > attempt.reset:
+        return Cause.RESET, f"TrainingService {case.service_name} was reset."
+    start = start_deadline(case, attempt)
+    if start is not None and start <= case.now:
+        found = diagnosis_of(case, attempt)
+        why = found.message if found else "the pod did not run"
+        limit = case.execution.start_timeout_seconds
+        return Cause.START_TIMED_OUT, f"Not started within {limit} s (execution.startTimeoutSeconds): {why}"
+    stall = stall_deadline(case, draft, attempt)
+    if stall is not None and stall <= case.now:
+        return Cause.STALLED, _stalled(case, draft)
+    return None
+
+
+def start_deadline(case: Case, attempt: Attempt) -> datetime | None:
+    """When the attempt has to run at the latest; None: it does, or waits for a queueing engine."""
+    if attempt.start_time is not None:
+        return None
+    job = case.job_of(attempt)
+    if job is not None and job.suspended:
+        return None
+    began = attempt.create_time
+    if job is not None:
+        began = job.start_time or job.metadata.creation_time or began
+    return began + timedelta(seconds=case.execution.start_timeout_seconds)
+
+
+def stall_deadline(case: Case, draft: Draft, attempt: Attempt) -> datetime | None:
+    """When silence becomes a stall; None: not started, or uploading, which may take as long as it needs."""
+    progress = draft.status.progress
+    if attempt.start_time is None or (progress is not None and progress.phase == Phase.UPLOADING):
+        return None
+    heard = [attempt.start_time, case.snapshot.reports_since, progress.updated_at if progress else None]
+    last = max(time for time in heard if time is not None)
+    return last + timedelta(seconds=case.execution.stall_timeout_seconds)
+
+
+def _stalled(case: Case, draft: Draft) -> str:
+    limit, progress = case.execution.stall_timeout_seconds, draft.status.progress
+    if progress is None:
+        return (
+            f"No report within {limit} s of the trainer's start (execution.stallTimeoutSeconds). Look at its log, and whether "
+            "pods of this namespace may reach the operator's intake (a NetworkPolicy?)."
+        )
+    return (
+        f"No report for {limit} s (execution.stallTimeoutSeconds); the last one said {progress.phase}"
+        f"{f' at step {progress.step}' if progress.step else ''}. Look at its log; raise stallTimeoutSeconds if it was only slow."
+    )
+
+
+# --- how it is ended --------------------------------------------------------------------------------------------------------
+
+
+def ending_actions(case: Case, attempt: Attempt) -> tuple[Action, ...]:
+    """The actions that carry the intent out, until their effect shows."""
+    job, pods = case.job_of(attempt), pods_of(case, attempt)
+    live = [pod for pod in pods if not pod.over]
+    if not live:
+        return _delete(job)
+    if attempt.ending is Cause.ABORTED:
+        waiting = [pod for pod in live if pod.metadata.deletion_time is None or _slow(case, pod)]
+        return tuple(DeletePod(pod.metadata.name, pod.metadata.uid, 1) for pod in waiting)
+    if not any(_has_run(pod) for pod in live):
+        return _delete(job)
+    if (finish := _finish_time(case, attempt)) and finish > case.now:
+        return ()
+    return tuple(
+        LowerDeadline(pod.metadata.name, pod.metadata.uid, 1)
+        for pod in live
+        if pod.metadata.deletion_time is None and (pod.active_deadline_seconds or 2) > 1
+    )
+
+
+def _finish_time(case: Case, attempt: Attempt) -> datetime | None:
+    """A trainer that is asked to finish learns it by the answer to its report, and has the drain time to publish by itself."""
+    if attempt.ending is not Cause.FINISHED or attempt.ending_time is None or attempt.start_time is None:
+        return None
+    return attempt.ending_time + timedelta(seconds=case.execution.drain_seconds)
+
+
+def _slow(case: Case, pod: AttemptPod) -> bool:
+    """Whether a deletion that is under way lets the pod live for more than a moment."""
+    deleted = pod.metadata.deletion_time
+    return deleted is not None and deleted > case.now + timedelta(seconds=5)
+
+
+def _delete(job: AttemptJob | None) -> tuple[Action, ...]:
+    if job is None or job.metadata.deletion_time is not None or job.finished:
+        return ()
+    return (DeleteJob(job.metadata.name, job.metadata.uid),)
+
+
+def _has_run(pod: AttemptPod) -> bool:
+    container = pod.trainer
+    return container is not None and (container.running or container.terminated is not None)
+
+
+def _exact_deadlines(case: Case, attempt: Attempt) -> tuple[Action, ...]:
+    """The kubelet counts from the pod's start, image pulls included; the execution's time counts from the trainer's."""
+    actions: list[Action] = []
+    for pod in pods_of(case, attempt):
+        container = pod.trainer
+        if pod.over or pod.start_time is None or container is None or container.running_since is None:
+            continue
+        waited = max(0, ceil((container.running_since - pod.start_time).total_seconds()))
+        exact = waited + case.execution.timeout_seconds
+        if pod.active_deadline_seconds is None or pod.active_deadline_seconds > exact:
+            actions.append(LowerDeadline(pod.metadata.name, pod.metadata.uid, exact))
+    return tuple(actions)
+
+
+# --- how it is started and described ----------------------------------------------------------------------------------------
+
+
+def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
+    """The Job is not seen yet: made, with the version before it. Again and again, which is harmless."""
+    draft = draft.look_at(start_deadline(case, attempt))
+    if other := case.foreign_job(attempt.job_name):
+        going = other.metadata.deletion_time is not None
+        message = f"Job {attempt.job_name} exists and belongs to another owner; " + (
+            "the attempt starts when it is gone." if going else f"delete it: kubectl delete job {attempt.job_name}."
+        )
+        return draft.say(JobState.PREPARING, "PreviousJobTerminating", message)
+    if case.snapshot.service is None:
+        message = f"TrainingService {case.service_name} is gone; the attempt starts when it is there again."
+        return draft.say(JobState.PREPARING, "ServiceNotFound", message)
+    draft = with_version(case, draft)
+    try:
+        made = create_job(case, draft.status, attempt)
+    except Contradiction as wrong:
+        return draft.say(JobState.PREPARING, "ServiceMismatch", f"The attempt cannot start: {wrong}.")
+    return draft.say(JobState.PREPARING, "Starting", "The Job is being created.").act(made)
+
+
+def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
+    progress = draft.status.progress
+    if attempt.training_start_time is not None:
+        where = f" on node {attempt.node}" if attempt.node else ""
+        return draft.say(JobState.RUNNING, "Training", f"Attempt {attempt.number} trains{where}.")
+    if attempt.start_time is None and (found := diagnosis_of(case, attempt)):
+        draft = draft.look_at(case.now + timedelta(seconds=DIAGNOSIS_SECONDS))
+        return draft.say(JobState.PREPARING, found.reason, found.message)
+    if progress is not None:
+        said = f"{progress.phase}: {progress.message}" if progress.message else f"{progress.phase}."
+        return draft.say(JobState.PREPARING, progress.phase, said)
+    return draft.say(
+        JobState.PREPARING, "Started", f"The trainer runs on node {attempt.node} and has not reported yet."
+    )
+
+
+def _describe_ending(case: Case, draft: Draft, attempt: Attempt, requested: bool) -> Draft:
+    assert attempt.ending is not None
+    message = attempt.ending_message or ""
+    if attempt.ending is not Cause.STOPPED:
+        state = (
+            draft.status.state if draft.status.state in (JobState.RUNNING, JobState.PREPARING) else JobState.PREPARING
+        )
+        if attempt.training_start_time is not None:
+            state = JobState.RUNNING
+        return draft.say(state, "Finishing" if attempt.ending is Cause.FINISHED else attempt.ending.value, message)
+    if requested or not _told(case, attempt):
+        return draft.say(JobState.STOP_REQUESTED, "Suspended", "Asked to stop; the instance is told next.")
+    saved = "" if has_checkpoint(draft.status) else " There is no checkpoint yet."
+    limit = case.execution.drain_seconds
+    return draft.say(JobState.STOPPING, "Suspended", f"Told to stop; saving a checkpoint within {limit} s.{saved}")
+
+
+def _told(case: Case, attempt: Attempt) -> bool:
+    """Whether the end shows on the attempt's objects."""
+    job = case.job_of(attempt)
+    if job is None or job.metadata.deletion_time is not None:
+        return True
+    return any(p.metadata.deletion_time or p.active_deadline_seconds == 1 for p in pods_of(case, attempt) if not p.over)

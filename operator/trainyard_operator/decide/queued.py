@@ -1,0 +1,117 @@
+"""A job that wants to run: what keeps it waiting, and the opening of its next attempt once it is admitted."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from trainyard_api.status import Condition, ConditionStatus
+from trainyard_api.storage import attempt_job_name
+from trainyard_api.trainingjob import Attempt, End, JobState
+
+from trainyard_operator.decide.admission import WAITING, admitted, next_attempt
+from trainyard_operator.decide.case import Case, Draft
+from trainyard_operator.decide.execution import supervise
+from trainyard_operator.decide.scaling import capacity
+from trainyard_operator.decide.settle import finished
+from trainyard_operator.decide.start import blocker
+from trainyard_operator.decide.versions import with_version
+
+MAX_ATTEMPT_NUMBER = 999
+SHOWN_POSITIONS = 20
+
+
+def queue_up(case: Case, draft: Draft) -> Draft:
+    """Waiting, or the next attempt opened when the service's batch has it."""
+    status = draft.status
+    if status.state is JobState.RERUN and status.next_attempt_time and status.next_attempt_time > case.now:
+        return draft.look_at(status.next_attempt_time)
+    if block := blocker(case):
+        if block.final:
+            return finished(draft, JobState.FAILED, block.reason, block.message, case.now)
+        draft = _waiting(case, draft).set(queue_position=None)
+        draft = draft.say(JobState.QUEUED, block.reason, block.message)
+        return draft.act(block.action) if block.action else draft
+    if next_attempt(status) > MAX_ATTEMPT_NUMBER:
+        said = f"{MAX_ATTEMPT_NUMBER} attempts of this run have ended; raise spec.rerun for a new run."
+        return finished(draft, JobState.FAILED, "TooManyAttempts", said, case.now)
+    if _is_admitted(case, draft):
+        return _open(case, draft)
+    return _describe(case, _waiting(case, draft))
+
+
+def _is_admitted(case: Case, draft: Draft) -> bool:
+    """Only a job whose written status says that it waits can use an entry of the batch: else the entry may be taken back."""
+    observed, service = case.snapshot.job, case.snapshot.service
+    if service is None or observed.status.state not in WAITING:
+        return False
+    return admitted(service, replace(observed, status=draft.status))
+
+
+def _waiting(case: Case, draft: Draft) -> Draft:
+    status, place = draft.status, case.snapshot.queue
+    shown = place.position if place.position and place.position <= SHOWN_POSITIONS else None
+    if shown is not None:
+        draft = draft.look_at(case.now + timedelta(seconds=case.snapshot.defaults.queue_refresh_seconds))
+    return draft.set(
+        queued_time=status.queued_time or case.now,
+        queue_position=shown,
+        next_attempt_time=None,
+        completion_time=None,
+    )
+
+
+def _describe(case: Case, draft: Draft) -> Draft:
+    service, name = case.snapshot.service, case.service_name
+    assert service is not None
+    limit = capacity(service.spec.scaling)
+    if case.snapshot.queue.full:
+        length = service.spec.queue.max_length
+        said = f"The queue of TrainingService {name} is full (queue.maxLength {length}); the job enters it when there is room."
+        return draft.say(JobState.TRY_AGAIN_LATER, "QueueFull", said)
+    if service.spec.paused:
+        said = (
+            f"TrainingService {name} is paused: no new execution starts. `trainyard service resume {name}` ends that."
+        )
+        return draft.say(JobState.QUEUED, "ServicePaused", said)
+    raised = service.spec.scaling.max_instances + 1
+    scale = f"`kubectl scale tsvc/{name} -n {case.namespace} --replicas={raised}`"
+    if limit == 0:
+        said = f"TrainingService {name} has maxInstances 0 and takes no execution. {scale} changes that."
+        return draft.say(JobState.QUEUED, "NoInstances", said)
+    at_once = f"{limit} execution{'s' if limit > 1 else ''} at once"
+    said = f"Waits for an instance of TrainingService {name}, which runs at most {at_once}; {scale} raises that."
+    if degraded := _degraded(service.status.conditions):
+        said += f" The service is degraded: {degraded.message}"
+    return draft.say(JobState.QUEUED, "WaitingForInstance", said)
+
+
+def _degraded(conditions: tuple[Condition, ...]) -> Condition | None:
+    return next((c for c in conditions if c.type == "Degraded" and c.status is ConditionStatus.TRUE), None)
+
+
+def _open(case: Case, draft: Draft) -> Draft:
+    """The next attempt in the ledger, written before anything is made of it; the intake's fields are cleared for it."""
+    status, spec = draft.status, case.snapshot.job.spec
+    run, number = status.run or 0, next_attempt(status)
+    service = case.snapshot.service
+    attempt = Attempt(
+        number=number,
+        run=run,
+        job_name=attempt_job_name(case.name, run, number),
+        create_time=case.now,
+        reset=service.spec.reset if service else 0,
+        finish=spec.end is End.FINISH,
+    )
+    waited = int((case.now - status.queued_time).total_seconds()) if status.queued_time else 0
+    draft = draft.with_attempt(attempt).set(
+        attempt_count=number,
+        start_time=status.start_time or case.now,
+        queue_seconds=(status.queue_seconds or 0) + max(0, waited),
+        queued_time=None,
+        queue_position=None,
+        next_attempt_time=None,
+        completion_time=None,
+        current=None,
+        progress=None,
+        summary=None,
+    )
+    return supervise(case, with_version(case, draft), attempt)

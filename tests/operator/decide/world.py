@@ -1,0 +1,352 @@
+"""A small pure world for tests of `decide`: it keeps objects, carries plans out, and plays Job controller and kubelet on demand.
+
+Nothing happens by itself: a test (or hypothesis) says what happens next. The rules it plays by are those of the recordings.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from trainyard_api.modelversion import ModelVersionStatus
+from trainyard_api.report import Phase, Result
+from trainyard_api.trainingjob import Progress, TrainingJobSpec, TrainingJobStatus
+from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
+from trainyard_operator.decide import admission, lifecycle, service
+from trainyard_operator.decide.model import (
+    LABEL_ATTEMPT,
+    LABEL_JOB,
+    LABEL_JOB_UID,
+    LABEL_RUN,
+    LABEL_SERVICE,
+    Action,
+    AttemptJob,
+    AttemptPod,
+    ContainerView,
+    CreateJob,
+    CreateService,
+    CreateVersion,
+    Defaults,
+    DeleteJob,
+    DeletePod,
+    DeleteTrainingJob,
+    EventView,
+    JobPlan,
+    JobSnapshot,
+    JobView,
+    LowerDeadline,
+    Metadata,
+    NodeView,
+    Note,
+    ObjectCondition,
+    QueuePlace,
+    ServiceSnapshot,
+    ServiceView,
+    Terminated,
+    VersionView,
+    Waiting,
+    WriteVersionStatus,
+)
+
+NAMESPACE = "vision"
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SPEC: dict[str, Any] = {
+    "architecture": "yard-nano",
+    "dataset": {"sources": [{"uri": "s3://vision/bccd.zip"}]},
+    "output": {"uri": "s3://vision/models"},
+}
+
+
+def job_spec(**changes: Any) -> TrainingJobSpec:
+    return TrainingJobSpec.model_validate({**SPEC, **changes})
+
+
+@dataclass
+class World:
+    now: datetime = START
+    jobs: dict[str, JobView] = field(default_factory=dict)
+    services: dict[str, ServiceView] = field(default_factory=dict)
+    versions: dict[str, VersionView] = field(default_factory=dict)
+    attempt_jobs: dict[str, AttemptJob] = field(default_factory=dict)
+    pods: dict[str, AttemptPod] = field(default_factory=dict)
+    nodes: dict[str, NodeView] = field(default_factory=lambda: {"node-0": NodeView("node-0")})
+    events: list[EventView] = field(default_factory=list)
+    notes: list[tuple[str, Note]] = field(default_factory=list)
+    created: list[CreateJob] = field(default_factory=list)
+    defaults: Defaults = field(default_factory=Defaults)
+    uids: int = 0
+
+    # --- what a user does -----------------------------------------------------------------------------------------------
+
+    def apply(self, name: str, **spec: Any) -> None:
+        """Create a job, or change its spec."""
+        old = self.jobs.get(name)
+        if old is None:
+            metadata = Metadata(NAMESPACE, name, self._uid("job"), 1, self.now)
+            self.jobs[name] = JobView(metadata, job_spec(**spec), TrainingJobStatus())
+            return
+        kept = old.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        metadata = replace(old.metadata, generation=old.metadata.generation + 1)
+        self.jobs[name] = JobView(metadata, TrainingJobSpec.model_validate({**kept, **spec}), old.status)
+
+    def serve(self, name: str = "mgmt-train-yard-nano", **spec: Any) -> None:
+        """Create a service, or replace its spec."""
+        old = self.services.get(name)
+        made = TrainingServiceSpec.model_validate({"architecture": "yard-nano", **spec})
+        metadata = old.metadata if old else Metadata(NAMESPACE, name, self._uid("svc"), 0, self.now)
+        metadata = replace(metadata, generation=metadata.generation + 1)
+        self.services[name] = ServiceView(metadata, made, old.status if old else TrainingServiceStatus())
+
+    def delete(self, name: str) -> None:
+        """Delete a TrainingJob in the background: it is gone at once, garbage collection drains its children."""
+        job = self.jobs.pop(name)
+        for attempt_job in list(self.attempt_jobs.values()):
+            if attempt_job.owner_uid == job.metadata.uid:
+                self._delete_job(attempt_job)
+
+    # --- what the operator does -----------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str) -> JobSnapshot:
+        job = self.jobs[name]
+        view = self.services.get(admission.service_name_of(job.spec))
+        return JobSnapshot(
+            now=self.now,
+            job=job,
+            service=view,
+            queue=admission.queue_place(self.service_snapshot(view.metadata.name), job) if view else QueuePlace(),
+            jobs=tuple(self.attempt_jobs.values()),
+            pods=tuple(pod for pod in self.pods.values() if pod.labels.get(LABEL_JOB) == name),
+            events=tuple(self.events),
+            nodes=self.nodes,
+            versions=tuple(self.versions.values()),
+            start_job=self.jobs.get(job.spec.start_from.job or ""),
+            defaults=self.defaults,
+        )
+
+    def service_snapshot(self, name: str) -> ServiceSnapshot:
+        return ServiceSnapshot(
+            now=self.now,
+            service=self.services[name],
+            jobs=tuple(job for job in self.jobs.values() if admission.service_name_of(job.spec) == name),
+            pods=tuple(pod for pod in self.pods.values() if pod.labels.get(LABEL_SERVICE) == name),
+            nodes=self.nodes,
+            defaults=self.defaults,
+        )
+
+    def reconcile(self, name: str, *, crash_before: int | None = None) -> JobPlan:
+        """One pass over a job. `crash_before` n: the operator dies before its n-th step (0: the status write)."""
+        plan = lifecycle.decide_job(self.snapshot(name))
+        if crash_before == 0:
+            return plan
+        self.write(name, plan.status)
+        self.notes += [(name, note) for note in plan.events]
+        for number, action in enumerate(plan.actions, 1):
+            if crash_before == number:
+                return plan
+            if not self._carry_out(name, action):
+                break
+        return plan
+
+    def write(self, name: str, status: TrainingJobStatus) -> None:
+        """As the API server does: through JSON and the bounds of the schema."""
+        read_back = TrainingJobStatus.model_validate(status.to_dict())
+        assert read_back.to_dict() == status.to_dict()
+        self.jobs[name] = replace(self.jobs[name], status=read_back)
+
+    def reconcile_service(self, name: str = "mgmt-train-yard-nano") -> None:
+        plan = service.decide_service(self.service_snapshot(name))
+        status = TrainingServiceStatus.model_validate(plan.status.to_dict())
+        self.services[name] = replace(self.services[name], status=status)
+
+    def settle(self) -> None:
+        """Reconcile everything until nothing changes."""
+        for _ in range(30):
+            before = self._state()
+            for name in list(self.jobs):
+                self.reconcile(name)
+            for name in list(self.services):
+                self.reconcile_service(name)
+            if self._state() == before:
+                return
+        raise AssertionError("the operator does not come to rest")
+
+    def _state(self) -> Any:
+        parts = (self.jobs, self.services, self.versions, self.attempt_jobs, self.pods)
+        return [dict(part) for part in parts]
+
+    def _carry_out(self, name: str, action: Action) -> bool:
+        job = self.jobs[name]
+        match action:
+            case CreateService():
+                if action.name not in self.services:
+                    self.serve(action.name, **dict(action.spec))
+            case CreateVersion():
+                held = self.versions.get(action.name)
+                if held is None:
+                    metadata = Metadata(NAMESPACE, action.name, self._uid("mv"), 1, self.now)
+                    self.versions[action.name] = VersionView(metadata, action.spec, ModelVersionStatus())
+                elif (held.spec.job_uid, held.spec.run) != (action.spec.job_uid, action.spec.run):
+                    return False
+            case WriteVersionStatus():
+                if action.name in self.versions and self.versions[action.name].metadata.uid == action.uid:
+                    status = ModelVersionStatus.model_validate(action.status.to_dict())
+                    self.versions[action.name] = replace(self.versions[action.name], status=status)
+            case CreateJob():
+                return self._create_job(job, action)
+            case LowerDeadline():
+                if (pod := self.pods.get(action.pod)) and pod.metadata.uid == action.uid:
+                    assert pod.active_deadline_seconds is None or action.seconds < pod.active_deadline_seconds
+                    self.pods[action.pod] = replace(pod, active_deadline_seconds=action.seconds)
+            case DeletePod():
+                if (pod := self.pods.get(action.pod)) and pod.metadata.uid == action.uid:
+                    self._delete_pod(pod, action.grace_seconds)
+            case DeleteJob():
+                held_job = self.attempt_jobs.get(action.name)
+                if held_job is not None and held_job.metadata.uid == action.uid:
+                    self._delete_job(held_job)
+            case DeleteTrainingJob():
+                if job.metadata.uid == action.uid:
+                    self.delete(name)
+        return True
+
+    def _create_job(self, job: JobView, action: CreateJob) -> bool:
+        name = action.attempt.job_name
+        held = self.attempt_jobs.get(name)
+        if held is not None:
+            return held.owner_uid == job.metadata.uid
+        self.created.append(action)
+        labels = {
+            LABEL_JOB: job.metadata.name,
+            LABEL_JOB_UID: job.metadata.uid,
+            LABEL_SERVICE: admission.service_name_of(job.spec),
+            LABEL_RUN: str(action.attempt.run),
+            LABEL_ATTEMPT: str(action.attempt.number),
+        }
+        made = AttemptJob(
+            Metadata(NAMESPACE, name, self._uid("bj"), 1, self.now), labels, job.metadata.uid, start_time=self.now
+        )
+        self.attempt_jobs[name] = made
+        pod_metadata = Metadata(NAMESPACE, f"{name}-x", self._uid("pod"), 1, self.now)
+        self.pods[pod_metadata.name] = AttemptPod(
+            pod_metadata,
+            labels,
+            made.metadata.uid,
+            name,
+            active_deadline_seconds=action.active_deadline_seconds,
+            grace_seconds=action.execution.drain_seconds,
+        )
+        return True
+
+    # --- what Kubernetes does -------------------------------------------------------------------------------------------
+
+    def live_pod(self, name: str) -> AttemptPod | None:
+        """The pod of the job that has not ended."""
+        uid = self.jobs[name].metadata.uid if name in self.jobs else None
+        pods = [p for p in self.pods.values() if p.labels.get(LABEL_JOB) == name and not p.over]
+        return next((p for p in pods if uid is None or p.labels[LABEL_JOB_UID] == uid), None)
+
+    def change(self, pod: AttemptPod, **changes: Any) -> AttemptPod:
+        self.pods[pod.metadata.name] = replace(pod, **changes)
+        return self.pods[pod.metadata.name]
+
+    def wait_for(self, name: str, reason: str, message: str = "") -> None:
+        """The kubelet has the pod, and its container waits."""
+        pod = self.live_pod(name)
+        assert pod
+        waiting = ContainerView("trainer", waiting=Waiting(reason, message))
+        self.change(pod, node="node-0", start_time=pod.start_time or self.now, containers=(waiting,))
+
+    def run(self, name: str) -> None:
+        """The trainer's container runs."""
+        pod = self.live_pod(name)
+        assert pod
+        running = ContainerView("trainer", running=True, running_since=self.now, image_id="trainer@sha256:1")
+        self.change(pod, node="node-0", phase="Running", start_time=pod.start_time or self.now, containers=(running,))
+
+    def end(self, name: str, exit_code: int = 0, message: str = "", reason: str = "", **pod_changes: Any) -> None:
+        """The trainer's container ends, the pod and then the Job with it."""
+        pod = self.live_pod(name)
+        assert pod
+        self.end_pod(pod, exit_code, message, reason, **pod_changes)
+
+    def end_pod(self, pod: AttemptPod, exit_code: int = 0, message: str = "", reason: str = "", **changes: Any) -> None:
+        trainer = pod.trainer
+        started = trainer.running_since if trainer else None
+        word = reason or ("Completed" if exit_code == 0 else "Error")
+        ended = ContainerView(
+            "trainer", terminated=Terminated(exit_code, word, message, started, self.now), image_id="trainer@sha256:1"
+        )
+        phase = "Succeeded" if exit_code == 0 and "reason" not in changes else "Failed"
+        changes = {"phase": phase, **changes}
+        over = self.change(pod, containers=(ended,), **changes)
+        job = self.attempt_jobs.get(pod.owner_name or "")
+        if job is not None and job.metadata.uid == pod.owner_uid:
+            condition = "Complete" if phase == "Succeeded" else "Failed"
+            reason = "CompletionsReached" if phase == "Succeeded" else "PodFailurePolicy"
+            self.attempt_jobs[job.metadata.name] = replace(
+                job, conditions=(ObjectCondition(condition, "True", reason, since=self.now),)
+            )
+        if over.metadata.deletion_time is not None:
+            del self.pods[pod.metadata.name]
+
+    def succeed(self, name: str, **result: Any) -> None:
+        """The trainer publishes and exits 0."""
+        self.end(name, 0, published(**result))
+
+    def report(self, name: str, phase: Phase = Phase.TRAINING, **progress: Any) -> bool:
+        """A report, taken as the intake takes it: only of the current attempt."""
+        job = self.jobs[name]
+        current = job.status.current
+        pod = self.live_pod(name)
+        if current is None or pod is None or current.pod_uid != pod.metadata.uid:
+            return False
+        made = Progress(phase=phase.value, updated_at=self.now, **progress)
+        self.write(name, job.status.model_copy(update={"progress": made}))
+        return True
+
+    def tick(self, seconds: float = 1) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def lose_node(self) -> None:
+        """Its kubelet falls silent."""
+        self.nodes["node-0"] = NodeView("node-0", ready="Unknown", since=self.now)
+
+    def _delete_pod(self, pod: AttemptPod, grace: int) -> None:
+        if pod.over or pod.node is None:
+            self.pods.pop(pod.metadata.name)
+            return
+        when = self.now + timedelta(seconds=grace)
+        old = pod.metadata.deletion_time
+        self.change(pod, metadata=replace(pod.metadata, deletion_time=min(when, old) if old else when))
+
+    def _delete_job(self, job: AttemptJob) -> None:
+        del self.attempt_jobs[job.metadata.name]
+        for pod in list(self.pods.values()):
+            if pod.owner_uid == job.metadata.uid:
+                self._delete_pod(pod, pod.grace_seconds)
+
+    def _uid(self, kind: str) -> str:
+        self.uids += 1
+        return f"{kind}-{self.uids:04d}-0000"
+
+    # --- what tests ask -------------------------------------------------------------------------------------------------
+
+    def status(self, name: str) -> TrainingJobStatus:
+        return self.jobs[name].status
+
+    def executing(self) -> int:
+        """Pods that take a slot."""
+        return len({pod.owner_uid for pod in self.pods.values() if not pod.over})
+
+
+def published(**changes: Any) -> str:
+    """The termination message of a trainer that published version 1."""
+    facts: dict[str, Any] = {
+        "exit_code": 0,
+        "reason": "Completed",
+        "step": 300,
+        "steps": 300,
+        "training_seconds": 60,
+        "manifestURI": "s3://vision/models/cells/v1/manifest.json",
+        "metrics": {"mAP50": 0.871},
+    }
+    return Result.model_validate({**facts, **changes}).to_termination_message()

@@ -21,7 +21,7 @@ from devcluster.node.settings import Settings
 
 
 def parse(arguments: list[str]) -> tuple[Settings, bool]:
-    parser = argparse.ArgumentParser(prog="python -m devcluster.node", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m devcluster.node", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--state", type=Path, required=True, help="folder for pods, logs and volumes")

@@ -46,7 +46,7 @@ class Api:
 
     async def __aenter__(self) -> "Api":
         # A frozen and thawed node must not wait for connections that died meanwhile, hence the short keep-alive.
-        connector = aiohttp.TCPConnector(limit=64, keepalive_timeout=15)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
         timeout = aiohttp.ClientTimeout(total=30, connect=5)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
         return self
@@ -149,7 +149,7 @@ def _named(entries: list[Object], name: str) -> Object:
 
 
 def _inline(source: Object, key: str, folder: Path) -> bytes:
-    """The value of `key-data` or of the file that `key` names (relative to the kubeconfig), b"" when there is neither."""
+    """The value of `key-data` or of the file that `key` names (relative to the kubeconfig), b"" for neither."""
     if data := source.get(f"{key}-data"):
         return base64.b64decode(data)
     return (folder / source[key]).read_bytes() if key in source else b""

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from devcluster.node.status import (
 )
 from devcluster.node.volumes import MountError, Volumes, fetch_data, sub_path
 
-RUNTIME_ERROR = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "  # noqa: E501
+RUNTIME_ERROR = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Container:
         folder: Path,
         volumes: Volumes,
         changed: Callable[[], None],
+        publish: Callable[[], Awaitable[None]],
         *,
         init: bool,
     ) -> None:
@@ -90,6 +91,8 @@ class Container:
         self._folder = folder
         self._volumes = volumes
         self._changed = changed
+        self._publish = publish
+        self._latest: Waiting | None = None
         self._pull_backoff = 0.0
         self._next_pull = 0.0
         self._crash_backoff = 0.0
@@ -156,6 +159,12 @@ class Container:
         process.signal(signal.SIGKILL)
         self._record(await exited)
 
+    def show_latest(self) -> None:
+        """Shows why the container could not be started at the last try."""
+        if self._latest is not None and self.process is None and isinstance(self.state, Waiting):
+            self.state = self._latest
+            self._changed()
+
     def reset_to_waiting(self) -> None:
         """A container that waits is shown as if nothing had been tried (kubelet, when the pod is deleted)."""
         if isinstance(self.state, Waiting) and self.process is None:
@@ -176,12 +185,10 @@ class Container:
 
     async def _start(self) -> None:
         """Starts the container; as long as it cannot be started, says why and tries again."""
-        shown: Waiting | None = None
+        self._latest = None
         while True:
-            if shown is not None and self.state != shown:
-                # As in kubelet, the status tells the outcome of the look before this one.
-                self.state = shown
-                self._changed()
+            # As in kubelet, the status tells the outcome of the look before this one.
+            self.show_latest()
             timings = self._host.settings.timings
             try:
                 image = self._image()
@@ -190,8 +197,8 @@ class Container:
             except Blocked as blocked:
                 for event in blocked.events:
                     self.event(*event)
-                pause = timings.resync if shown is None else timings.sync
-                shown = Waiting(blocked.reason, blocked.message)
+                pause = timings.resync if self._latest is None else timings.sync
+                self._latest = Waiting(blocked.reason, blocked.message)
                 await asyncio.sleep(pause)
         self._env = env
         self._launch(sandbox, env)
@@ -354,9 +361,9 @@ class Container:
         await self.stop("FailedPostStartHook", float(grace))
         return False
 
-    async def _hook(self, hook: dict[str, Any], kind: str, timeout: float) -> probes.Result:
+    async def _hook(self, hook: dict[str, Any], kind: str, limit: float) -> probes.Result:
         target = self.probe_target()
-        result = await probes.perform(hook, target, timeout) if target else probes.Result(False, "container has ended")
+        result = await probes.perform(hook, target, limit) if target else probes.Result(False, "container has ended")
         if not result.ok:
             self.event("Warning", f"Failed{kind}Hook", f"{kind}Hook failed")
         return result
@@ -387,6 +394,8 @@ class Container:
         assert self.process is not None
         ended = await self.process.wait()
         self._stop_watchers()
+        # Told late, the end must not swallow that the container ran.
+        await self._publish()
         self._record(ended)
 
     def _record(self, ended: Exit) -> None:
@@ -413,8 +422,9 @@ class Container:
 
     async def _probe(self, kind: str) -> None:
         probe = self.spec[f"{kind.lower()}Probe"]
-        while (target := self.probe_target()) is None:
-            await asyncio.sleep(0.05)
+        target = self.probe_target()
+        if target is None:
+            return
 
         async def told(result: probes.Result, passing: bool) -> None:
             if not result.ok:

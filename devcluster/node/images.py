@@ -18,7 +18,7 @@ REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class Image:
-    """What a container of this image starts with; `command` is its entry point, `arguments` are its default arguments."""
+    """What a container of this image starts with; `command` is its entry point, `arguments` its default arguments."""
 
     command: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[int]:
-    """The process and all below it. Within a pid namespace orphans become children of its process 1, so none is lost."""
+    """The process and all below it; in a pid namespace orphans become children of its process 1, so none is lost."""
     found, todo = [], [pid]
     while todo:
         current = todo.pop()

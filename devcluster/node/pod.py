@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """`update` tells it what the API server says, `gone` that the pod is no more; `rejection` why it is not taken in."""
+    """`update` tells it what the API server says, `gone` that the pod is no more."""
 
     def __init__(self, host: Host, pod: dict[str, Any], folder: Path, memory: Path, pod_ip: str, hosts: str) -> None:
         self.host = host
@@ -49,6 +49,8 @@ class Worker:
         self._memory = memory
         self._settled = False
         self._sandbox = False
+        self._quiet = False
+        """While kubelet ends a pod, its containers' ends are told together with the pod's."""
         self._ending: Ending | None = None
         self._removed = asyncio.Event()
         self._updated = asyncio.Event()
@@ -148,6 +150,10 @@ class Worker:
         self._sandbox = False
         self.finished = True
         await self._publish()
+        self._quiet = False
+        self._updated.set()
+        if ended_by is not None and ended_by[0].reason == DEADLINE:
+            self._record_deadline()
         if ended_by is not None and any(isinstance(c.state, Waiting) for c in self.containers):
             # Kubelet finds out only later that a container of an ended pod has never been there.
             await self._sleep_unless_deleted(0.9)
@@ -171,6 +177,7 @@ class Worker:
                     task = asyncio.create_task(container.run("Always"))
                     sidecars.append((container, task))
                     await container.started.wait()
+                    await self._publish()
                 else:
                     await container.run("Never" if policy == "Never" else "OnFailure")
                     if not isinstance(container.state, Terminated) or container.state.exit_code != 0:
@@ -202,6 +209,8 @@ class Worker:
         """Ends all containers: those of the pod at once, sidecars after them."""
         self._ending = ending
         if ending.reason == DEADLINE:
+            for container in self.containers:
+                container.show_latest()
             self._record_deadline()
             await self._publish()
             await asyncio.sleep(self.host.settings.timings.teardown)
@@ -209,7 +218,8 @@ class Worker:
         elif not ending.reason:
             for container in self.containers:
                 container.reset_to_waiting()
-        self._dirty.set()
+        await self._publish()
+        self._quiet = True
         deadline = time.monotonic() + self._grace(grace)
         lower = asyncio.create_task(self._lower_grace(deadline))
         try:
@@ -273,12 +283,8 @@ class Worker:
         while True:
             await asyncio.sleep(self.host.settings.timings.storage_check)
             folders = {c.name: self.folder / "containers" / c.name for c in self.containers}
-            containers, empty = await asyncio.to_thread(
-                lambda: (
-                    {name: storage.used_bytes(folder) for name, folder in folders.items()},
-                    {name: storage.used_bytes(folder) for name, folder in self.volumes.empty_dirs().items()},
-                )
-            )
+            containers = await asyncio.to_thread(storage.used_by_name, folders)
+            empty = await asyncio.to_thread(storage.used_by_name, self.volumes.empty_dirs())
             if message := storage.eviction_message(self.pod, empty, containers):
                 self.host.recorder.record(self.pod, "Warning", EVICTED, message)
                 return Ending(EVICTED, message), 0.0
@@ -326,7 +332,10 @@ class Worker:
     async def _publisher(self) -> None:
         while True:
             await self._dirty.wait()
-            await self._publish()
+            if self._quiet:
+                await self._next_update()
+            else:
+                await self._publish()
 
     async def _publish(self) -> None:
         """Writes the status as it is now, unless the API server has just that."""
@@ -344,7 +353,6 @@ class Worker:
         written = await self._insist(lambda: self.host.api.patch(f"{self._path}/status", patch))
         if written:
             self.update(written)
-            self._dirty.clear()
 
     async def _insist(self, request: "Any") -> dict[str, Any] | None:
         """The answer of a request, repeated while the API server is away; None when it says no (the pod is gone)."""
@@ -364,7 +372,9 @@ class Worker:
 
     def _container(self, spec: dict[str, Any], *, init: bool) -> Container:
         folder = self.folder / "containers" / spec["name"]
-        return Container(self.host, spec, lambda: self.pod, folder, self.volumes, self._dirty.set, init=init)
+        return Container(
+            self.host, spec, lambda: self.pod, folder, self.volumes, self._dirty.set, self._publish, init=init
+        )
 
     def _mark_lost(self) -> None:
         for container in self.containers:

@@ -40,10 +40,10 @@ def enter_arguments(pid: int, working_dir: str, command: list[str]) -> list[str]
     ]
 
 
-async def perform(action: dict[str, Any], target: Target, timeout: float) -> Result:
+async def perform(action: dict[str, Any], target: Target, limit: float) -> Result:
     """One probe or hook handler; never raises for what the container does."""
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(limit):
             match action:
                 case {"exec": handler}:
                     return await _exec(handler.get("command") or [], target)
@@ -57,7 +57,7 @@ async def perform(action: dict[str, Any], target: Target, timeout: float) -> Res
                 case _:
                     return Result(False, f"this node has no probe of the kind {', '.join(action)}")
     except TimeoutError:
-        return Result(False, f"probe timed out after {timeout:g}s")
+        return Result(False, f"probe timed out after {limit:g}s")
 
 
 async def watch(

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from devcluster.node.sandbox import Sandbox, arguments
+from devcluster.node.sandbox import Sandbox, arguments, bubblewrap
 
 MESSAGE_FILE_LIMIT = 4096
 MESSAGE_LOG_LIMIT = 2048
@@ -49,7 +49,7 @@ class Process:
 
     @classmethod
     def start(cls, folder: Path, sandbox: Sandbox, env: dict[str, str]) -> "Process":
-        """Starts the sandbox; what goes wrong inside shows in the Exit, an OSError only when there is no process at all."""
+        """Starts the sandbox; what goes wrong inside shows in the Exit, OSError only when there is no process at all."""
         sandbox.layer.mkdir(parents=True, exist_ok=True)
         with (folder / "log").open("ab") as log, (folder / "status").open("wb") as status:
             popen = subprocess.Popen(
@@ -87,8 +87,9 @@ class Process:
         return None if start_ticks(self._monitor) == self._ticks else self._ended()
 
     async def started(self) -> None:
-        """Waits until the container's process 1 is there, or the run is over."""
-        while self.pid is None and start_ticks(self._monitor) == self._ticks and self._popen_alive():
+        """Waits until the container's own program runs as its process 1, or the run is over."""
+        # Only a tracer is told of an exec, hence the polling.
+        while not self._in_program() and start_ticks(self._monitor) == self._ticks and self._popen_alive():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
     async def wait(self) -> Exit:
@@ -161,6 +162,12 @@ class Process:
     def _is_child(self, pid: int) -> bool:
         fields = _stat(pid)
         return fields is not None and int(fields[1]) == self._monitor
+
+    def _in_program(self) -> bool:
+        pid = self.pid
+        with contextlib.suppress(OSError):
+            return pid is not None and Path(f"/proc/{pid}/exe").readlink() != Path(bubblewrap()).resolve()
+        return False
 
     def _popen_alive(self) -> bool:
         return self._popen is None or self._popen.poll() is None

@@ -26,7 +26,7 @@ SUFFIXES = {
 def parse(text: str | int | float) -> Decimal:
     """The quantity as a number of base units (cores, bytes, pieces); ValueError names what is no quantity."""
     value = str(text).strip()
-    number = value.rstrip("numkMGTPEi") if not value.endswith(tuple("0123456789.")) else value
+    number = value.rstrip("numkKMGTPEi") if not value.endswith(tuple("0123456789.")) else value
     try:
         return Decimal(number) * SUFFIXES[value[len(number) :]]
     except (InvalidOperation, KeyError):

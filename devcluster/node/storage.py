@@ -9,7 +9,7 @@ from devcluster.node.quantity import parse
 
 
 def used_bytes(folder: Path) -> int:
-    """Bytes that the files below the folder take on disk; links are not followed, what vanishes meanwhile is nothing."""
+    """Bytes that the files below the folder take on disk; links are not followed, what vanishes counts nothing."""
     total = 0
     for path, _, names in os.walk(folder, onerror=None):
         for name in names:
@@ -18,6 +18,10 @@ def used_bytes(folder: Path) -> int:
             except OSError:
                 continue
     return total
+
+
+def used_by_name(folders: dict[str, Path]) -> dict[str, int]:
+    return {name: used_bytes(folder) for name, folder in folders.items()}
 
 
 def eviction_message(pod: dict[str, Any], empty_dirs: dict[str, int], containers: dict[str, int]) -> str | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from devcluster import processes
+from devcluster.node.faults import kill_containers
 from devcluster.spec import (
     Addresses,
     ClusterSpec,
@@ -335,6 +336,8 @@ class Cluster:
         left = [component.process for component in status.components if component.process] if status else []
         alive = [process for process in left if processes.is_alive(process)]
         processes.end(alive, 0)
+        for node in self.layout.data.glob("node-*"):
+            kill_containers(node)
         for folder in (self.layout.data, self.layout.pki, self.layout.programs):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.layout.spec, self.layout.status, self.layout.kubeconfig, self.layout.s3_credentials):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from devcluster import processes
 from devcluster.components import PREFERRED_PORTS, Component, Plant
+from devcluster.node.faults import kill_containers
 from devcluster.pki import KeyPair
 from devcluster.probes import Prober, client_context
 from devcluster.spec import (
@@ -161,6 +162,9 @@ class Supervisor:
             if running and running.process.poll() is None:
                 running.process.kill()
                 running.process.wait()
+                if component.name.startswith("node-"):
+                    # Containers outlive their node's process, as they do a kubelet's; not a loss of power.
+                    kill_containers(self.layout.data / component.name)
             if running:
                 running.state = "Killed"
         elif running is None or running.state == "Killed":

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import platform
@@ -20,7 +19,7 @@ from devcluster.node.network import Addresses, Directory
 from devcluster.node.pod import Worker, remember, remembered_ip
 from devcluster.node.process import kill_run
 from devcluster.node.quantity import parse, total_requests
-from devcluster.node.settings import Settings
+from devcluster.node.settings import Settings, memory_folder
 
 log = logging.getLogger(__name__)
 
@@ -222,13 +221,6 @@ def remove_pod(folder: Path, memory: Path) -> None:
         kill_run(run)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(memory, ignore_errors=True)
-
-
-def memory_folder(state: Path) -> Path:
-    """Where a node keeps emptyDirs of medium Memory: a folder of its own in the machine's shared memory."""
-    digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
-    base = Path("/dev/shm")  # noqa: S108
-    return (base if base.is_dir() else state) / f"devcluster-node-{digest}"
 
 
 def allocatable(settings: Settings) -> dict[str, str]:

@@ -9,8 +9,8 @@ import shutil
 import signal
 from pathlib import Path
 
-from devcluster.node.agent import memory_folder
 from devcluster.node.process import kill_run, start_ticks
+from devcluster.node.settings import memory_folder
 
 
 def write_identity(state: Path) -> None:

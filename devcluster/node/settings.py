@@ -1,5 +1,6 @@
 """What one node is told, and how fast it does things."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,3 +52,10 @@ class Settings:
     pods: int = 110
     labels: dict[str, str] = field(default_factory=dict)
     timings: Timings = Timings()
+
+
+def memory_folder(state: Path) -> Path:
+    """Where a node keeps emptyDirs of medium Memory: a folder of its own in the machine's shared memory."""
+    digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
+    base = Path("/dev/shm")  # noqa: S108
+    return (base if base.is_dir() else state) / f"devcluster-node-{digest}"

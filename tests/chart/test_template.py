@@ -126,7 +126,7 @@ def test_the_operator_has_no_right_to_secrets_exec_or_everything():
         granted
     )
     assert not any("*" in verbs | set(key) for key, verbs in granted.items())
-    assert "delete" not in granted["", "pods"]
+    assert "update" not in granted["", "pods"]
     assert granted["", "nodes"] == {"get", "list", "watch"}
 
 

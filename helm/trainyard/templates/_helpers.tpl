@@ -58,19 +58,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [trainingservices, modelversions] # the default service on first use; the version when a run starts
   verbs: [create]
 - apiGroups: [trainyard.dev]
-  resources: [trainingjobs/finalizers, trainingservices/finalizers] # ownerReferences with blockOwnerDeletion
+  resources: [trainingjobs/finalizers] # ownerReferences with blockOwnerDeletion
   verbs: [update]
+# Changing and deleting is held to those of TrainingServices by the ValidatingAdmissionPolicy.
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch, delete]
-# Held to labels and activeDeadlineSeconds by the ValidatingAdmissionPolicy.
+  verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch, patch, delete]
+# Written, and read for why a pod does not start.
 - apiGroups: [""]
-  resources: [services] # headless, for training over several nodes
-  verbs: [get, list, watch, create, delete]
-- apiGroups: ["", events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [get, list, create, patch]
 {{- end }}

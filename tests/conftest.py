@@ -88,7 +88,9 @@ def crds(cluster: Cluster) -> Cluster:
     """The cluster with Trainyard's custom resources, as committed."""
     folder = str(Path(__file__).resolve().parent.parent / "crds")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", folder)
-    names = [f"crd/{kind}.trainyard.dev" for kind in ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")]
+    names = [
+        f"crd/{kind}.trainyard.dev" for kind in ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")
+    ]
     cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
     return cluster
 

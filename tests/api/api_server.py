@@ -91,7 +91,9 @@ class Api:
         except client.ApiException as error:
             raise Refused(error) from error
 
-    def patch(self, kind: str, name: str, patch: Manifest | list[Manifest], status: bool = False) -> Manifest:
+    def patch(
+        self, kind: str, name: str, patch: Manifest | list[Manifest], *, status: bool = False, dry_run: bool = False
+    ) -> Manifest:
         """The object after a merge patch (a dict) or a JSON patch (a list). Raises `Refused`."""
         objects = self._objects
         send = objects.patch_namespaced_custom_object_status if status else objects.patch_namespaced_custom_object
@@ -105,6 +107,7 @@ class Api:
                 name,
                 patch,
                 field_validation="Strict",
+                dry_run="All" if dry_run else None,
                 _content_type=form,
             )
         except client.ApiException as error:

@@ -19,6 +19,7 @@ from trainyard_cli.errors import CLIError
 
 COMMANDS: dict[str, str] = {
     "architectures": "trainyard_cli.architectures",
+    "dataset": "trainyard_cli.dataset",
     "job": "trainyard_cli.job",
 }
 """Name of the command, and the module whose `app` it is; in the order of the help."""

@@ -1,0 +1,86 @@
+"""A survey of a dataset as a page of text."""
+
+from __future__ import annotations
+
+from trainyard_api.architectures import Architecture
+from trainyard_trainer.records import Kind
+from trainyard_trainer.survey import Survey
+
+from trainyard_cli.output import table
+
+_TITLES = {
+    Kind.ERROR: "Wrong (a training would fail)",
+    Kind.LOSSY: "Repaired, with something lost or guessed",
+    Kind.REPAIRED: "Repaired, with nothing lost",
+    Kind.WARNING: "Worth knowing",
+}
+_SHOWN = {Kind.ERROR: 20, Kind.LOSSY: 3, Kind.REPAIRED: 1, Kind.WARNING: 1}
+"""How many findings of one reason are listed."""
+
+
+def page(survey: Survey, architecture: Architecture) -> str:
+    """Totals, labels, findings with file and line, advice, and the verdict."""
+    parts = [totals(survey), label_table(survey), *_findings(survey)]
+    advice = survey.advice(architecture)
+    parts.append(
+        f"To begin with ({architecture.name}): imageSize {advice['imageSize']}, batchSize {advice['batchSize']} on CPU or"
+        f" {advice['batchSizeGPU']} on GPU, epochs {advice['epochs']}"
+    )
+    if survey.problem is None:
+        parts.append("This dataset can be trained on.")
+    return "\n\n".join(parts)
+
+
+def totals(survey: Survey) -> str:
+    dataset = survey.dataset
+    sizes = ", ".join(f"{w}x{h} ({count})" for (w, h), count in survey.image_sizes())
+    lines = [
+        ", ".join(source.uri for source in dataset.sources),
+        f"{len(dataset.records)} images, {sum(len(r.objects) for r in dataset.records)} objects, {len(dataset.labels)} labels",
+        f"sizes: {sizes or 'none'}",
+    ]
+    if survey.sides:
+        sides = survey.sides
+        lines.append(
+            f"split: {len(sides.train)} training, {len(sides.validation)} validation, {len(sides.test)} test images"
+        )
+    return "\n".join(lines)
+
+
+def label_table(survey: Survey) -> str:
+    rows = survey.label_stats()
+    most = max((row.objects for row in rows), default=0)
+    return table(
+        ("LABEL", "OBJECTS", "IMAGES", "DIFFICULT", "MEDIAN BOX", "AREA %", "SHARE"),
+        [
+            (
+                row.label,
+                row.objects,
+                row.images,
+                row.difficult or "",
+                f"{row.width:g}x{row.height:g}" if row.objects else "",
+                f"{row.smallest:g}-{row.largest:g}" if row.objects else "",
+                "#" * max(1, round(20 * row.objects / most)) if most and row.objects else "",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _findings(survey: Survey) -> list[str]:
+    parts = []
+    groups = survey.groups()
+    for kind, title in _TITLES.items():
+        own = [group for group in groups if group.kind is kind]
+        if not own:
+            continue
+        lines = [f"{title}:"]
+        for group in own:
+            shown = group.examples[: _SHOWN[kind]]
+            lines += [f"  {finding}" for finding in shown]
+            if group.count > len(shown):
+                lines.append(
+                    f"    and {group.count - len(shown)} more like {'it' if len(shown) == 1 else 'them'} ({group.reason})"
+                )
+        parts.append("\n".join(lines))
+    return parts

@@ -36,12 +36,10 @@ SERVICE_FIELDS: tuple[str, ...] = (
     "scaling.idleSeconds",
     "scaling.onScaleDown",
     "execution.rerunAsProcess",
-    "queue.maxLength",
     "queue.kueueQueueName",
     "cache.claimName",
     "cache.hostPath",
     "weightsURI",
-    "reset",
 )
 
 

@@ -33,12 +33,10 @@ A_VALUE: dict[str, Any] = {
     "scaling.idleSeconds": 60,
     "scaling.onScaleDown": "Drain",
     "execution.rerunAsProcess": True,
-    "queue.maxLength": 10,
     "queue.kueueQueueName": "team",
     "cache.claimName": "cache",
     "cache.hostPath": "/var/cache",
     "weightsURI": "s3://vision/weights/",
-    "reset": 1,
 }
 
 

@@ -105,7 +105,7 @@ def _of_pod(pod: AttemptPod, events: tuple[EventView, ...], subject: Subject) ->
     trainer = pod.trainer
     if trainer is not None and (trainer.running or trainer.terminated):
         return None
-    if pod.over:
+    if pod.over and not (trainer and trainer.waiting):
         return None
     if pod.node is None:
         return _unscheduled(pod, events, subject)
@@ -179,7 +179,7 @@ def _waiting(container: ContainerView, pod: AttemptPod, subject: Subject) -> Dia
 
 
 def _image(detail: str, subject: Subject) -> Diagnosis:
-    detail = re.sub(r'^Back-off pulling image "[^"]*": (ErrImagePull: )?', "", detail)
+    detail = re.sub(r'^(Back-off pulling image|Failed to pull image) "[^"]*":? ?(ErrImagePull: )?', "", detail)
     detail = re.sub(r"^Error: ", "", detail)[:MAX_DETAIL]
     return Diagnosis(
         "ImagePull",
@@ -202,6 +202,8 @@ def _missing_object(detail: str, subject: Subject) -> Diagnosis:
 
 # --- ContainerCreating: only the events tell --------------------------------------------------------------------------------
 
+ECHO = re.compile(r"^Error: [A-Za-z]+$")
+"""A `Failed` event that only repeats the waiting reason; the one before it says more."""
 CREATING_EVENTS = frozenset(
     {
         "FailedMount",
@@ -251,7 +253,7 @@ def _volume(detail: str, subject: Subject) -> Diagnosis:
 
 def _latest(events: tuple[EventView, ...], uid: str, reasons: set[str] | frozenset[str]) -> EventView | None:
     """The latest event about the object among `reasons`; of equally late ones the last given."""
-    found = [e for e in events if e.uid == uid and e.reason in reasons]
+    found = [e for e in events if e.uid == uid and e.reason in reasons and not ECHO.match(e.message)]
     if not found:
         return None
     start = datetime.min.replace(tzinfo=UTC)

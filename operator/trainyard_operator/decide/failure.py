@@ -181,11 +181,18 @@ def _evidence(facts: EndFacts) -> Evidence:
         exit_code=exit_code,
         result=result,
         said=_said(ended, result),
-        deleted=bool(pod and pod.metadata.deletion_time) or bool(facts.job and facts.job.metadata.deletion_time),
+        deleted=_deleted_by_somebody(facts, pod),
     )
     if exit_code is None and (match := re.search(r"failed with exit code (\d+)", evidence.job_message)):
         return replace(evidence, exit_code=int(match[1]))
     return evidence
+
+
+def _deleted_by_somebody(facts: EndFacts, pod: AttemptPod | None) -> bool:
+    """A Job keeps its pods: one that is not there any more was deleted, too."""
+    if pod is None or facts.job is None:
+        return True
+    return pod.metadata.deletion_time is not None or facts.job.metadata.deletion_time is not None
 
 
 def _deciding_pod(pods: tuple[AttemptPod, ...]) -> AttemptPod | None:
@@ -329,12 +336,6 @@ def _runtime_lost_it(e: Evidence) -> Outcome | None:
     return Cause.INTERRUPTED, f"The node lost track of the container ({e.ended.reason}).{_quote(e)}"
 
 
-def _deleted(e: Evidence) -> Outcome | None:
-    if not e.deleted:
-        return None
-    return Cause.INTERRUPTED, f"The pod or its Job was deleted by somebody.{_checkpoint_note(e)}"
-
-
 def _suspended(e: Evidence) -> Outcome | None:
     """A Job suspended after it ran: a queueing engine took the quota back."""
     if e.facts.job is None or not e.facts.job.suspended:
@@ -342,12 +343,18 @@ def _suspended(e: Evidence) -> Outcome | None:
     return Cause.DISRUPTED, f"Job {e.facts.job.metadata.name} was suspended by somebody else."
 
 
+def _deleted(e: Evidence) -> Outcome | None:
+    if not e.deleted:
+        return None
+    return Cause.INTERRUPTED, f"The pod or its Job was deleted by somebody.{_checkpoint_note(e)}"
+
+
 def _by_exit_code(e: Evidence) -> Outcome | None:
     """The documented exit codes of the trainer."""
     if e.exit_code is None or e.exit_code not in EXIT_CODES:
         return None
     cause, sentence = EXIT_CODES[ExitCode(e.exit_code)]
-    return cause, e.said or sentence
+    return (cause, e.said) if e.result is not None and e.said else (cause, sentence + _quote(e))
 
 
 def _other_exit(e: Evidence) -> Outcome | None:
@@ -363,18 +370,13 @@ def _other_exit(e: Evidence) -> Outcome | None:
 
 
 def _no_record(e: Evidence) -> Outcome | None:
-    if e.exit_code != 0 and e.job_reason != "CompletionsReached":
+    if e.exit_code != 0:
         return None
     return Cause.INTERRUPTED, "The trainer exited with code 0 without having published a version." + _quote(e)
 
 
-def _gone(e: Evidence) -> Outcome | None:
-    name = e.facts.attempt.job_name
-    if e.facts.job is None:
-        return Cause.INTERRUPTED, f"Job {name} was deleted by somebody, and its pod is gone."
-    if e.job_message:
-        return Cause.INTERRUPTED, f"Job {name} ended without its pod having been seen: {e.job_message}"
-    return Cause.INTERRUPTED, f"Pod of Job {name} ended, and Kubernetes does not say how."
+def _unexplained(e: Evidence) -> Outcome | None:
+    return Cause.INTERRUPTED, f"The pod of Job {e.facts.attempt.job_name} ended, and Kubernetes does not say how."
 
 
 RULES: tuple[Rule, ...] = (
@@ -389,12 +391,12 @@ RULES: tuple[Rule, ...] = (
     _documented_and_final,
     _out_of_memory,
     _runtime_lost_it,
-    _deleted,
     _suspended,
+    _deleted,
     _by_exit_code,
     _other_exit,
     _no_record,
-    _gone,
+    _unexplained,
 )
 
 EXIT_CODES: dict[ExitCode, Outcome] = {

@@ -54,11 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", parents=[common], help="start a cluster, or what it still lacks")
-    up.add_argument("--nodes", type=int, default=0, help="nodes that run pods (default: 0)")
+    up.add_argument("--nodes", type=int, default=1, help="nodes that run pods (default: 1)")
     up.add_argument("--gpus", type=int, default=1, help="nvidia.com/gpu of each node (default: 1)")
     up.add_argument("--s3", action=argparse.BooleanOptionalAction, default=True, help="an S3 server (default: yes)")
     up.add_argument("--controllers", action=argparse.BooleanOptionalAction, default=True, help="controllers, scheduler")
     up.add_argument("--node-grace-seconds", type=int, default=40, help="silence after which a node is unreachable")
+    up.add_argument("--images", type=Path, help="JSON file of more images for the nodes")
     up.add_argument("--foreground", action="store_true", help="stay, and end the cluster at Ctrl-C")
     up.set_defaults(run=_up)
 
@@ -86,6 +87,7 @@ def _up(arguments: argparse.Namespace) -> int:
         s3=arguments.s3,
         controllers=arguments.controllers,
         node_grace_seconds=arguments.node_grace_seconds,
+        images=arguments.images.absolute() if arguments.images else None,
     )
     started = time.monotonic()
     _say(f"==> cluster {arguments.name} in {cluster.layout.root}")

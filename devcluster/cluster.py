@@ -90,6 +90,7 @@ class Cluster:
         s3: bool = False,
         controllers: bool = True,
         node_grace_seconds: int = 40,
+        images: Path | None = None,
         state: Path | None = None,
         owner: ProcessRecord | None = None,
         say: Say = lambda _: None,
@@ -107,6 +108,7 @@ class Cluster:
             s3=s3,
             controllers=controllers,
             node_grace_seconds=node_grace_seconds,
+            images=images.absolute() if images else None,
             owner=owner,
         )
         cluster.up(spec, say)

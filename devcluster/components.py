@@ -19,10 +19,10 @@ PREFERRED_PORTS = {
     "kube-controller-manager": 20257,
     "kube-scheduler": 20259,
     "s3": 19000,
+    "kubelet": 20250,
 }
 """Tried first, so that addresses stay the same from one `up` to the next; unlike the usual ones, a Kubernetes or MinIO
 of the machine itself, listening on all addresses, does not hold them."""
-KUBELET_PORT = 10250
 FRONT_PROXY = "front-proxy-client"
 
 # Pods have loopback addresses, which the API server refuses in EndpointSlices: these three would only log errors.
@@ -202,22 +202,26 @@ class Plant:
                 name, f"system:node:{name}", ("system:nodes", "system:masters"), names=(name,), addresses=(address,)
             )
             self.authority.kubeconfig(kubeconfig, self.api_server, pair, f"system:node:{name}")
-        flags = {
+        flags: dict[str, object] = {
             "kubeconfig": kubeconfig,
             "name": name,
             "gpus": spec.gpus,
-            "state": self.layout.data / name,
+            "state": self.layout.node_state(index),
             "address": address,
-            "port": KUBELET_PORT,
+            "port": self.ports["kubelet"],
             "pod-cidr": self.addresses.node_pods(index),
             "tls-cert": self._pki(f"{name}.crt"),
             "tls-key": self._pki(f"{name}.key"),
             "client-ca": self.authority.certificate_path,
         }
+        if spec.images:
+            flags["images"] = spec.images
         arguments = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-        probe = ObjectProbe(f"/api/v1/nodes/{name}", condition=True)
+        # The Node may still be called ready from before a restart, so its own server is asked too.
+        serves = HttpProbe(f"https://{address}:{self.ports['kubelet']}/healthz")
+        registered = ObjectProbe(f"/api/v1/nodes/{name}", condition=True)
         argv = (sys.executable, "-m", "devcluster.node", *arguments)
-        return Component(name, argv, (probe,), after=("kube-apiserver",))
+        return Component(name, argv, (serves, registered), after=("kube-apiserver",))
 
     def _controller_flags(self, name: str) -> dict[str, object]:
         kubeconfig = self.layout.component_kubeconfig(name)

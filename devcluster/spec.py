@@ -62,19 +62,22 @@ class ClusterSpec(_Document):
     s3: bool = False
     controllers: bool = True
     """kube-controller-manager and kube-scheduler; an API server alone starts in half the time."""
-    node_grace_seconds: int = Field(default=40, ge=4, le=3600)
-    """How long after a node's last heartbeat it counts as unreachable."""
+    node_grace_seconds: int = Field(default=40, ge=15, le=3600)
+    """How long after a node's last heartbeat it counts as unreachable. Heartbeats are 10 s apart."""
+    images: Path | None = None
+    """JSON file of images that the nodes know besides their own, see `devcluster.node.images`."""
     killed: tuple[str, ...] = ()
     owner: ProcessRecord | None = None
     """The cluster ends when this process is gone, such as a test run that was killed."""
 
     def grown_by(self, other: ClusterSpec) -> ClusterSpec:
-        """This wish with everything that `other` asks for beyond it; GPUs and grace of what runs stay."""
+        """This wish with everything that `other` asks for beyond it; what was set for the first nodes stays."""
         more = {
             "nodes": max(self.nodes, other.nodes),
             "s3": self.s3 or other.s3,
             "controllers": self.controllers or other.controllers,
             "gpus": self.gpus if self.nodes else other.gpus,
+            "images": self.images if self.nodes else other.images,
         }
         return self.model_copy(update=more)
 
@@ -212,6 +215,9 @@ class Layout:
 
     def log(self, component: str) -> Path:
         return self.logs / f"{component}.log"
+
+    def node_state(self, index: int) -> Path:
+        return self.data / f"node-{index}"
 
     def component_kubeconfig(self, component: str) -> Path:
         return self.pki / f"{component}.kubeconfig"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from devcluster import processes, tools
-from devcluster.components import Plant
+from devcluster.components import PREFERRED_PORTS, Plant
 from devcluster.pki import Authority
 from devcluster.progress import Progress
 from devcluster.spec import SLOTS, Addresses, ClusterSpec, Layout, state_folder
@@ -92,7 +92,7 @@ def test_a_client_that_checks_strictly_accepts_our_certificates(tmp_path: Path) 
 
 def test_private_keys_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    ports = dict.fromkeys(("etcd", "etcd-peer", "kube-apiserver", "s3"), 1)
+    ports = dict.fromkeys(PREFERRED_PORTS, 1)
     Plant(layout, Addresses(0), ports, {}).write_credentials()
     secret = [layout.kubeconfig, *layout.pki.glob("*.key"), *layout.pki.glob("*.kubeconfig")]
     assert len(secret) > 8

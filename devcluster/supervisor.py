@@ -146,7 +146,6 @@ class Supervisor:
             if code is None or running.state in ("Killed", "Crashed"):
                 continue
             if name in self.spec.killed:
-                running.state = "Killed"
                 continue
             how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             log = self.layout.log(name)
@@ -159,14 +158,8 @@ class Supervisor:
     def _reconcile(self, component: Component) -> None:
         running = self.running.get(component.name)
         if component.name in self.spec.killed:
-            if running and running.process.poll() is None:
-                running.process.kill()
-                running.process.wait()
-                if component.name.startswith("node-"):
-                    # Containers outlive their node's process, as they do a kubelet's; not a loss of power.
-                    kill_containers(self.layout.data / component.name)
-            if running:
-                running.state = "Killed"
+            if running and running.state != "Killed":
+                self._kill(running)
         elif running is None or running.state == "Killed":
             if all(name in self.running and self.running[name].state == "Ready" for name in component.after):
                 self._start(component)
@@ -183,6 +176,14 @@ class Supervisor:
         except OSError as error:
             raise StartError(f"{component.name} could not be started as {component.argv[0]}: {error}") from error
         self.running[component.name] = _Running(component, process, time.monotonic())
+
+    def _kill(self, running: _Running) -> None:
+        running.process.kill()
+        running.process.wait()
+        if running.component.name.startswith("node-"):
+            # Containers outlive their node's process, as they do a kubelet's; when the power is cut they do not.
+            kill_containers(self.layout.data / running.component.name)
+        running.state = "Killed"
 
     def _look_whether_ready(self, running: _Running) -> None:
         age = time.monotonic() - running.started

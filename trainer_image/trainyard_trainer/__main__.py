@@ -1,0 +1,106 @@
+"""The process: RunSpec in, exit code and termination message out.
+
+    python -m trainyard_trainer            reads /etc/trainyard/run.json, or the file that TRAINYARD_RUN_SPEC names
+
+SIGTERM sets a flag; the training finishes its step, saves, uploads, and the process exits with 75.
+"""
+
+from __future__ import annotations
+
+import time
+
+STARTED = time.monotonic()
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+from trainyard_api.report import ExitCode, Result
+from trainyard_api.run import RunSpec
+from trainyard_trainer.attempt import failed, new_folder, run_attempt
+from trainyard_trainer.errors import BadSpec, DiskFull, Interrupted, TrainerError
+from trainyard_trainer.report import Reporter, write_termination_message
+
+DEFAULT_SPEC = "/etc/trainyard/run.json"
+
+
+class StopFlag:
+    """Set by SIGTERM and SIGINT; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._event.is_set()
+
+    def install(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._event.is_set():
+            os._exit(ExitCode.INTERRUPTED)
+        self._event.set()
+
+
+def main() -> None:
+    stop = StopFlag()
+    stop.install()
+    try:
+        spec = read_spec(Path(os.environ.get("TRAINYARD_RUN_SPEC", DEFAULT_SPEC)))
+    except BadSpec as error:
+        result = failed(error, {})
+        write_termination_message(result)
+        print(json.dumps({"event": "result", **result.to_dict()}), flush=True)
+        sys.exit(result.exit_code)
+    sys.exit(run(spec, stop).exit_code)
+
+
+def read_spec(path: Path) -> RunSpec:
+    """Raises BadSpec with file and field."""
+    try:
+        return RunSpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadSpec(f"the RunSpec {path} cannot be read ({error.strerror}); set TRAINYARD_RUN_SPEC to its path.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadSpec(f"the RunSpec {path} is not valid at {where}: {first['msg']}.") from error
+
+
+def run(spec: RunSpec, stop: StopFlag, started: float = STARTED) -> Result:
+    """One attempt to its end, told everywhere; every failure becomes a Result."""
+    folder = new_folder(spec)
+    reporter = Reporter(spec, folder / "metrics.jsonl")
+    try:
+        result = run_attempt(spec, stop, started, reporter, folder)
+    except TrainerError as error:
+        result = failed(error, reporter.known)
+    except Exception as error:
+        result = failed(_as_trainer_error(error, stop), reporter.known)
+        if result.exit_code == ExitCode.ERROR:
+            traceback.print_exc()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    reporter.close(result)
+    return result
+
+
+def _as_trainer_error(error: Exception, stop: StopFlag) -> TrainerError:
+    """What nobody foresaw; a full disk shows in many places."""
+    if isinstance(error, OSError) and error.errno == 28:
+        return DiskFull(f"a disk is full: {error.filename or error}; give the execution more ephemeral storage.")
+    if stop():
+        return Interrupted(f"asked to stop; on the way out: {type(error).__name__}: {error}")
+    return TrainerError(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""One attempt from its RunSpec to its Result: data while torch is imported, then the loop, then a version.
+
+Imports of torch happen inside the functions: fetching and checking the data needs none, and begins at once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainyard_api.architectures import ARCHITECTURES, Task
+from trainyard_api.execution import OnTimeout
+from trainyard_api.report import Outcome, Phase, Result
+from trainyard_api.run import RunSpec
+from trainyard_trainer.errors import BadSpec, Interrupted, NothingInTime, TrainerError
+from trainyard_trainer.prepare import Prepared, prepare
+from trainyard_trainer.records import Side, StopFlag
+from trainyard_trainer.report import Reporter
+from trainyard_trainer.split import known_from_json
+from trainyard_trainer.store import Storage
+from trainyard_trainer.versions import published_before
+
+if TYPE_CHECKING:
+    from trainyard_trainer.loop import Ending, Loop
+    from trainyard_trainer.start import Parent
+
+SECONDS_BETWEEN_MIRRORS = 25.0
+LEAST_TO_PUBLISH = 30.0
+"""Seconds that publishing needs; a shorter drain makes the training end earlier."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an attempt works with. `started` is the process's start on `time.monotonic`'s scale."""
+
+    spec: RunSpec
+    reporter: Reporter
+    folder: Path
+    stop: StopFlag
+    started: float
+
+    @property
+    def deadline(self) -> float | None:
+        """When training ends so that a version can still be published; None where running into the time was asked for."""
+        if self.spec.on_timeout is OnTimeout.FAIL:
+            return None
+        return self.started + self.spec.timeout_seconds - max(self.spec.drain_seconds, min(LEAST_TO_PUBLISH, self.spec.timeout_seconds / 2))
+
+    @property
+    def ends_at(self) -> float:
+        return self.started + self.spec.timeout_seconds
+
+
+def run_attempt(spec: RunSpec, stop: StopFlag, started: float, reporter: Reporter, folder: Path) -> Result:
+    """The result of an attempt that ended well. Raises a TrainerError for every other end."""
+    attempt = Attempt(spec, reporter, folder, stop, started)
+    size = check_spec(spec)
+    output = Storage.open(spec.secrets_path, "output")
+    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
+        told: Future[tuple[Result | None, Parent | None, Prepared | None]] = pool.submit(_before_torch, attempt, output, size)
+        _import_torch()
+        before, parent, prepared = told.result()
+    if before is not None:
+        return before
+    assert prepared is not None
+    reporter.dataset(prepared.summary())
+    for warning in prepared.warnings():
+        reporter.warn(warning.reason, warning.message)
+    return _train_and_publish(attempt, output, size, parent, prepared)
+
+
+def check_spec(spec: RunSpec) -> tuple[int, int]:
+    """Width and height of the input. Raises BadSpec for what this trainer cannot do."""
+    if spec.architecture not in ARCHITECTURES:
+        raise BadSpec(
+            f"this image does not know the architecture {spec.architecture!r}; it has {', '.join(sorted(ARCHITECTURES))}."
+        )
+    architecture = ARCHITECTURES[spec.architecture]
+    if spec.task is not Task.DETECTION or spec.task not in architecture.tasks:
+        raise BadSpec(f"{spec.architecture} cannot do {spec.task.value}; set task to {architecture.task.value}.")
+    if spec.gpus > 1 or spec.nodes > 1:
+        raise BadSpec(
+            f"this release trains on one GPU of one node, {spec.gpus} GPUs and {spec.nodes} nodes were asked for; set resources.gpus to 1"
+            " and leave resources.nodes out."
+        )
+    return input_size(spec.dataset.image_size or architecture.image_size)
+
+
+def input_size(wanted: int | str) -> tuple[int, int]:
+    """`320` or `640x384` to (width, height). Raises BadSpec when it is neither, or no multiple of 32."""
+    try:
+        sides = [int(side) for side in str(wanted).lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or any(side < 64 or side > 4096 or side % 32 for side in sides):
+        raise BadSpec(f"dataset.imageSize {wanted!r} cannot be used; write a multiple of 32 from 64 to 4096, or WIDTHxHEIGHT of them.")
+    return sides[0], sides[-1]
+
+
+def _before_torch(
+    attempt: Attempt, output: Storage, size: tuple[int, int]
+) -> tuple[Result | None, Parent | None, Prepared | None]:
+    """What an earlier attempt published already, else the data."""
+    spec, reporter = attempt.spec, attempt.reporter
+    reporter.phase(Phase.FETCHING)
+    before = published_before(spec, output)
+    if before is not None:
+        return before, None, None
+    if not output.honours_if_absent(spec.run_uri):
+        reporter.warn("StorageIgnoresConditions", "the output storage ignores If-None-Match: two attempts could both publish.")
+    parent = None
+    if spec.start.manifest_uri is not None:
+        from trainyard_trainer.start import parent_of
+
+        parent = parent_of(spec, output)
+    prepared = prepare(
+        spec.dataset,
+        spec.task,
+        Storage.open(spec.secrets_path, "dataset", stop=attempt.stop),
+        Path(spec.cache_path),
+        image_size=size,
+        known_labels=parent.labels if parent else (),
+        known_sides=known_from_json(parent.dataset) if parent and parent.dataset else None,
+        stop=attempt.stop,
+        progress=lambda phase, done, total: reporter.phase(phase, _amount(phase, done, total), 100 * done // max(1, total)),
+    )
+    return None, parent, prepared
+
+
+def _amount(phase: Phase, done: int, total: int) -> str:
+    if phase is Phase.FETCHING:
+        return f"downloading {100 * done // max(1, total)} % of {total / 1e6:.1f} MB"
+    return f"{done} of {total} images"
+
+
+def _import_torch() -> None:
+    """While the data is fetched: what the first step needs."""
+    import trainyard_trainer.loop  # noqa: F401
+
+
+def _train_and_publish(
+    attempt: Attempt, output: Storage, size: tuple[int, int], parent: Parent | None, prepared: Prepared
+) -> Result:
+    from trainyard_trainer.publish import Model, Publishing, publish
+
+    spec, reporter = attempt.spec, attempt.reporter
+    loop = _build_loop(attempt, output, size, parent, prepared)
+    with _Mirror(output, attempt):
+        reporter.phase(Phase.TRAINING)
+        if spec.finish:
+            ending = _finish_only(loop)
+        else:
+            ending = loop.run()
+    if ending.outcome is None:
+        saved = loop.work.checkpoints.saved
+        reporter.progress(
+            step=ending.step, steps=ending.steps, checkpoint_step=saved.step if saved else loop.resumed_from,
+            training_seconds=round(loop.state.seconds),
+        )  # fmt: skip
+        at = f"a checkpoint of step {saved.step} is saved" if saved else "there is no checkpoint yet"
+        raise Interrupted(f"{ending.message}; {at}.")
+    _warn_at_end(reporter, loop)
+    if ending.best is not None:
+        loop.network.load_state_dict(ending.best.weights)
+    elif spec.training.ema_decay != 0:
+        loop.average.swap()
+    saved = loop.work.checkpoints.saved
+    loop.work.checkpoints.wait()
+    model = Model(
+        loop.work.detector,
+        ending.best.step if ending.best else ending.step,
+        ending.steps,
+        ending.outcome,
+        _sentence(ending),
+    )
+    return publish(
+        model,
+        Publishing(
+            spec, prepared, size, output, reporter, attempt.folder / "version", loop.work.device, attempt.ends_at,
+            round(loop.state.seconds), loop.resumed_from, saved.step if saved else loop.resumed_from,
+        ),
+    )  # fmt: skip
+
+
+def _build_loop(
+    attempt: Attempt, output: Storage, size: tuple[int, int], parent: Parent | None, prepared: Prepared
+) -> Loop:
+    import torch
+
+    from trainyard_trainer import checkpoint, device as devices, schedule
+    from trainyard_trainer.data import Ahead, EvalBatches, TrainBatches
+    from trainyard_trainer.detector import Detector, loss_settings
+    from trainyard_trainer.evaluate import evaluate
+    from trainyard_trainer.loop import Loop, Work
+    from trainyard_trainer.start import load_start
+
+    spec, reporter = attempt.spec, attempt.reporter
+    training, architecture = spec.training, ARCHITECTURES[spec.architecture]
+    threads = devices.limit_threads()
+    device = devices.choose_device(spec)
+    autocast = devices.autocast_type(spec, device)
+    labels = prepared.dataset.labels
+    batch_size = training.batch_size or _default_batch(architecture, device.type)
+    images = len(prepared.of(Side.TRAIN))
+    plan = schedule.plan(training, images, batch_size)
+    torch.manual_seed(training.seed)
+    records = prepared.dataset.records
+    detector = Detector.build(
+        spec.architecture, len(labels), loss_settings(training, [r.objects for r in records], labels)
+    )
+    saved = checkpoint.newest(output, spec.resume_from) if spec.resume_from else None
+    if saved is None:
+        if spec.finish:
+            raise NothingInTime("asked to publish, but no attempt of this run has a checkpoint; let it train first.")
+        load_start(spec, parent, detector, labels, output, attempt.folder, reporter)
+    detector.network.to(device)
+
+    train = TrainBatches(
+        prepared, size=size, batch_size=batch_size, seed=training.seed, augmentation=spec.augmentation,
+        resize=spec.dataset.resize, multi_scale=training.multi_scale_percent / 100,
+    )  # fmt: skip
+    validation = EvalBatches(prepared, Side.VALIDATION, size=size, batch_size=8, resize=spec.dataset.resize)
+    facts = {
+        "spec": checkpoint.spec_digest(spec),
+        "data": prepared.dataset.digest,
+        "environment": checkpoint.environment(device),
+    }
+    work = Work(
+        spec=spec, plan=plan, images=images, validation_images=validation.images, labels=labels,
+        file_names=lambda batch: ", ".join(records[i].image for i in batch.records),
+        batch=Ahead(_pinned(train.batch)).batch if device.type == "cuda" else train.batch,
+        evaluate=lambda current: evaluate(
+            current, validation, records, labels, device=device, autocast=autocast,
+            iou=spec.evaluation.iou_threshold_percent / 100, most=spec.evaluation.max_detections, stop=attempt.stop,
+        ),
+        detector=detector, learning_rate=training.learning_rate or architecture.learning_rate, device=device, autocast=autocast,
+        reporter=reporter, checkpoints=checkpoint.Checkpoints(output, spec.attempt_uri, attempt.folder / "checkpoints"),
+        facts=facts, stop=attempt.stop, deadline=attempt.deadline,
+    )  # fmt: skip
+    loop = Loop(work)
+    reporter.line(
+        "training", architecture=spec.architecture, device=str(device), threads=threads, precision="FP32" if autocast is None else str(autocast).removeprefix("torch."),
+        images=images, validationImages=validation.images, batchSize=batch_size, steps=plan.steps, stepsPerEpoch=plan.steps_per_epoch,
+    )  # fmt: skip
+    if saved is not None:
+        packed = checkpoint.load(output, saved, attempt.folder, facts["spec"], facts["data"])
+        changed = checkpoint.differences(packed["environment"], facts["environment"])
+        if changed:
+            reporter.warn("EnvironmentDiffers", changed)
+        loop.resume(packed)
+        reporter.line("resumed", step=saved.step, checkpoint=saved.uri)
+    return loop
+
+
+def _pinned(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Batches in pinned memory, so that copies to the GPU need not wait."""
+    from dataclasses import replace
+
+    def pinned(step: int, steps: int) -> Any:
+        batch = make(step, steps)
+        tensors = {name: getattr(batch, name).pin_memory() for name in ("images", "boxes", "labels", "difficult")}
+        return replace(batch, **tensors)
+
+    return pinned
+
+
+def _default_batch(architecture: Any, device: str) -> int:
+    """The catalogue's batch for the hardware that is really there."""
+    return architecture.batch_gpu if device == "cuda" else architecture.batch_cpu
+
+
+def _finish_only(loop: Loop) -> Ending:
+    """Nothing is trained: what the checkpoint has is published."""
+    from trainyard_trainer.loop import Ending
+
+    return Ending(Outcome.FINISHED_EARLY, loop.state.step, loop.state.steps, loop.best)
+
+
+def _sentence(ending: Ending) -> str:
+    at = f"step {ending.step} of {ending.steps}"
+    return {
+        Outcome.COMPLETED: f"trained all {ending.steps} steps.",
+        Outcome.EARLY_STOPPED: f"stopped at {at}: the metric got no better.",
+        Outcome.MAX_DURATION_REACHED: f"maxDurationSeconds was reached at {at}; the best model so far is published.",
+        Outcome.TIMEOUT_REACHED: f"timeoutSeconds was reached at {at}; the best model so far is published.",
+        Outcome.FINISHED_EARLY: f"asked to publish at {at}; the best model so far is published.",
+    }[ending.outcome or Outcome.COMPLETED]
+
+
+def _warn_at_end(reporter: Reporter, loop: Loop) -> None:
+    """Overfitting, underfitting, stagnation: judged on the evaluations."""
+    history = loop.state.history
+    if loop.best is None or len(history) < 5:
+        return
+    losses = [validation for _, _, validation in history]
+    lowest = losses.index(min(losses))
+    if len(losses) - lowest > 5 and losses[-1] > 1.1 * losses[lowest] and history[-1][1] < history[lowest][1]:
+        reporter.warn(
+            "Overfitting",
+            f"the validation loss has risen since step {history[lowest][0]} while the training loss fell; more images, stronger"
+            " augmentation or fewer epochs help.",
+        )
+    if loop.best.value < 0.1:
+        reporter.warn("Underfitting", "the model has learnt little; train longer, check the labels, or take a larger imageSize.")
+    if loop.best.step < loop.state.step / 2:
+        reporter.warn("Stagnant", f"nothing got better after step {loop.best.step} of {loop.state.step}; fewer epochs would do.")
+
+
+class _Mirror:
+    """Copies `metrics.jsonl` to the attempt's folder every 25 s and at the end; a copy that fails is made the next time."""
+
+    def __init__(self, storage: Storage, attempt: Attempt) -> None:
+        self._storage = storage.with_patience(10.0)
+        self._attempt = attempt
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(15.0)
+
+    def _run(self) -> None:
+        path = self._attempt.folder / "metrics.jsonl"
+        sent = 0
+        while True:
+            over = self._done.wait(SECONDS_BETWEEN_MIRRORS)
+            self._attempt.reporter.flush()
+            size = path.stat().st_size if path.exists() else 0
+            if size != sent:
+                try:
+                    self._storage.put_bytes(f"{self._attempt.spec.attempt_uri}metrics.jsonl", path.read_bytes())
+                    sent = size
+                except TrainerError as error:
+                    self._attempt.reporter.line("mirror", message=str(error))
+            if over:
+                return
+
+
+def new_folder(spec: RunSpec) -> Path:
+    """A fresh local folder for this attempt's files, on the cache's disk where that can be written."""
+    base = Path(spec.cache_path)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{spec.job}-a{spec.attempt}-", dir=base))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix=f"{spec.job}-a{spec.attempt}-"))
+
+
+def failed(error: TrainerError, known: Mapping[str, Any]) -> Result:
+    """The result of an attempt that did not end well; `known` are the last report's fields."""
+    facts = {name: known.get(name) for name in ("step", "steps", "checkpoint_step", "resumed_from_step")}
+    return Result(
+        exit_code=error.exit_code, reason=error.reason, message=str(error), version=getattr(error, "highest", None),
+        training_seconds=known.get("training_seconds") or 0, **facts,
+    )  # fmt: skip
+

@@ -1,0 +1,86 @@
+"""Which device, how many threads, which precision: looked up once, said once."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from trainyard_api.architectures import ARCHITECTURES
+from trainyard_api.run import RunSpec
+from trainyard_api.training import Precision
+from trainyard_trainer.errors import BadSpec, GPUMissing
+
+ALLOW_CPU = "TRAINYARD_ALLOW_CPU"
+
+
+def choose_device(spec: RunSpec) -> torch.device:
+    """The GPU when one was asked for, else the CPU. Raises GPUMissing rather than training silently on a CPU."""
+    if spec.gpus == 0:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        return torch.device("cuda", 0)
+    if os.environ.get(ALLOW_CPU) == "1":
+        return torch.device("cpu")
+    node = os.environ.get("NODE_NAME") or os.uname().nodename
+    raise GPUMissing(
+        f"a GPU was asked for and none is visible on {node} ({_driver()}); check the node's driver and device plugin, or set"
+        " resources.gpus to 0 to train on CPUs."
+    )
+
+
+def limit_threads() -> int:
+    """Threads for torch: OMP_NUM_THREADS, else what the cgroup grants, else the CPUs that this process may use."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        threads = int(os.environ["OMP_NUM_THREADS"])
+    else:
+        threads = min(len(os.sched_getaffinity(0)), cgroup_cpus())
+    torch.set_num_threads(max(1, threads))
+    return torch.get_num_threads()
+
+
+def cgroup_cpus(path: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """Whole CPUs of the cgroup's quota, rounded up; a large number when there is none."""
+    try:
+        quota, period = Path(path).read_text(encoding="utf-8").split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        return 1 << 16
+
+
+def autocast_type(spec: RunSpec, device: torch.device) -> torch.dtype | None:
+    """The type that the network computes in; None: FP32.
+
+    `Auto` on a CPU is BF16 only where the hardware has it (without, it is several times slower) and the architecture gains by it.
+    """
+    wanted = spec.training.precision
+    if wanted is Precision.FP16 and device.type == "cpu":
+        raise BadSpec("precision FP16 needs a GPU; set training.precision to Auto.")
+    if wanted is Precision.AUTO:
+        known = ARCHITECTURES.get(spec.architecture)
+        if device.type == "cuda":
+            wanted = Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP32
+        else:
+            wanted = Precision.BF16 if known is not None and known.bf16_on_cpu and cpu_has_bf16() else Precision.FP32
+    return {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}.get(wanted)
+
+
+def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    try:
+        flags = next(line for line in Path(cpuinfo).read_text(encoding="utf-8").splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+def _driver() -> str:
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+        return f"driver {first.split('  ')[1] if '  ' in first else first}"
+    except (OSError, IndexError):
+        return "no NVIDIA driver is loaded"

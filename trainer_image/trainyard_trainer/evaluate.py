@@ -1,0 +1,131 @@
+"""Scores of a detector on one side of a dataset: loss, mAP, precision and recall, in pixels of the original images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainyard_api.status import LabelMetrics, Scores
+from trainyard_trainer.batch import Batch
+from trainyard_trainer.detector import Detector
+from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores
+from trainyard_trainer.records import Record, StopFlag
+
+LOWEST_SCORE = 0.001
+"""mAP looks at all detections, also those that nobody would show."""
+WORST_LABELS = 50
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`found` and `truths` are per image, in the order of `records`."""
+
+    boxes: BoxScores
+    loss: float
+    records: tuple[int, ...]
+    truths: tuple[Truth, ...]
+    found: tuple[Detections, ...]
+
+    def value(self, metric: str) -> float:
+        """`mAP50_95` or `mAP50`; 0 when no label has an object."""
+        return (self.boxes.map50 if metric == "mAP50" else self.boxes.map50_95) or 0.0
+
+    def scores(self, labels: Sequence[str], step: int, *, per_class: bool = True) -> Scores:
+        """As the status shows them."""
+        b = self.boxes
+        return Scores(
+            validation_loss=_finite(self.loss),
+            map50=_finite(b.map50),
+            map50_95=_finite(b.map50_95),
+            precision=_finite(b.precision),
+            recall=_finite(b.recall),
+            step=step,
+            per_class=self._worst(labels) if per_class else None,
+        )
+
+    def _worst(self, labels: Sequence[str]) -> tuple[LabelMetrics, ...]:
+        b = self.boxes
+        images = np.zeros(len(labels), np.int64)
+        for truth in self.truths:
+            images[np.unique(truth.labels[~truth.difficult])] += 1
+        told = [
+            LabelMetrics(
+                label=label,
+                images=int(images[i]),
+                objects=int(b.objects[i]),
+                map50=_finite(b.average_precision[i, 0]),
+                map50_95=_finite(b.average_precision[i].mean()),
+                precision=_finite(b.label_precision[i]),
+                recall=_finite(b.label_recall[i]),
+            )
+            for i, label in enumerate(labels)
+        ]
+        told.sort(key=lambda one: -1.0 if one.map50_95 is None else one.map50_95)
+        return tuple(told[:WORST_LABELS])
+
+
+def evaluate(
+    detector: Detector,
+    batches: Iterable[Batch],
+    records: Sequence[Record],
+    labels: Sequence[str],
+    *,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    iou: float = 0.6,
+    most: int = 100,
+    threshold: float | None = None,
+    stop: StopFlag,
+) -> Evaluation | None:
+    """Scores over all batches, or None when asked to stop, which is looked at before every batch.
+
+    `autocast` is the precision of the network (None: FP32). `threshold`: confidence for precision and recall, found by the best
+    F1 when not given.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    truths: list[Truth] = []
+    found: list[Detections] = []
+    seen: list[int] = []
+    losses = 0.0
+    was_training = detector.network.training
+    detector.network.eval()
+    try:
+        for batch in batches:
+            if stop():
+                return None
+            moved = batch.to(device)
+            with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+                loss, predictions = detector.score(moved, score=LOWEST_SCORE, iou=iou, most=most)
+            losses += float(loss.total) * len(batch)
+            for image, record in enumerate(batch.records):
+                n = predictions.counts[image]
+                truths.append(truth_of(records[record], index))
+                found.append(
+                    Detections(
+                        batch.to_original(image, predictions.boxes[image, :n]).numpy(),
+                        predictions.scores[image, :n].double().cpu().numpy(),
+                        predictions.labels[image, :n].cpu().numpy(),
+                    )
+                )
+                seen.append(record)
+    finally:
+        detector.network.train(was_training)
+    scores = box_scores(truths, found, len(labels), threshold)
+    return Evaluation(scores, losses / max(1, len(seen)), tuple(seen), tuple(truths), tuple(found))
+
+
+def truth_of(record: Record, index: dict[str, int]) -> Truth:
+    """The objects of a record, in pixels of the original."""
+    objects = [o for o in record.objects if o.label in index]
+    return Truth(
+        np.array([o.box for o in objects], np.float64).reshape(-1, 4),
+        np.array([index[o.label] for o in objects], np.int64),
+        np.array([o.difficult for o in objects], bool),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and np.isfinite(value) else None

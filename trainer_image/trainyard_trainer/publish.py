@@ -1,0 +1,289 @@
+"""A trained model becomes a version on storage: score it, export it, upload it, and last of all put the manifest.
+
+The manifest is put only if none is there, so that of two attempts that finish exactly one publishes. A version is what its
+manifest names, with sha256; whatever else lies in its folder does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainyard_api.report import Outcome, Phase, Result
+from trainyard_api.run import RunSpec
+from trainyard_api.status import Metrics
+from trainyard_api.storage import attempt_uri, manifest_uri, version_name
+from trainyard_trainer import export
+from trainyard_trainer.checkpoint import sha256_of
+from trainyard_trainer.data import EvalBatches
+from trainyard_trainer.detector import Detector, parameter_count
+from trainyard_trainer.evaluate import Evaluation, evaluate
+from trainyard_trainer.metrics import box_scores, confusion_matrix
+from trainyard_trainer.picture import MOST_TILES, write_predictions
+from trainyard_trainer.prepare import Prepared
+from trainyard_trainer.records import Side, never
+from trainyard_trainer.report import Reporter
+from trainyard_trainer.store import Storage
+from trainyard_trainer.versions import published_before, result_of
+
+LEAST_PATIENCE = 30.0
+SPARE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is published: a detector with its best weights, on the CPU or a GPU; `step` is the one they are of."""
+
+    detector: Detector
+    step: int
+    steps: int
+    outcome: Outcome
+    message: str
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """Where and what for. `ends_at` is when the process is killed, on `time.monotonic`'s scale."""
+
+    spec: RunSpec
+    prepared: Prepared
+    size: tuple[int, int]
+    storage: Storage
+    reporter: Reporter
+    folder: Path
+    device: torch.device
+    ends_at: float
+    training_seconds: int
+    resumed_from: int | None
+    checkpoint_step: int | None
+
+
+def publish(model: Model, p: Publishing) -> Result:
+    """Scores, exports, uploads, commits. Everything is made locally first: a storage that is away loses nothing."""
+    p.folder.mkdir(parents=True, exist_ok=True)
+    p.reporter.phase(Phase.EVALUATING, "scoring the best model")
+    validation = _evaluate(model, p, Side.VALIDATION, None)
+    test = _evaluate(model, p, Side.TEST, validation.boxes.threshold if validation else None)
+    p.reporter.phase(Phase.EXPORTING)
+    names = _write_files(model, p, validation, test)
+    manifest = _manifest(model, p, names, validation, test)
+
+    p.reporter.phase(Phase.UPLOADING)
+    patience = max(LEAST_PATIENCE, p.ends_at - time.monotonic() - SPARE_SECONDS)
+    storage = p.storage.with_patience(patience)
+    _upload(storage, p, names)
+    uri = manifest_uri(p.spec.version_uri)
+    if not storage.put_if_absent(uri, json.dumps(manifest, ensure_ascii=False, indent=1).encode()):
+        result = published_before(p.spec, storage)
+        assert result is not None
+        return result.model_copy(update={"message": "another attempt of this run had published the version already; it stands."})
+    _clear_older(storage, p.spec)
+    _tell_test(p, validation, test, model.step)
+    result = result_of(manifest, uri)
+    return result.model_copy(
+        update={
+            "message": model.message,
+            "checkpoint_step": p.checkpoint_step,
+            "resumed_from_step": p.resumed_from,
+            "training_seconds": p.training_seconds,
+        }
+    )
+
+
+def _evaluate(model: Model, p: Publishing, side: Side, threshold: float | None) -> Evaluation | None:
+    """FP32 scores of a side, or None when it has no images."""
+    if not p.prepared.of(side):
+        return None
+    settings = p.spec.evaluation
+    batches = EvalBatches(p.prepared, side, size=p.size, batch_size=8, resize=p.spec.dataset.resize)
+    return evaluate(
+        model.detector,
+        batches,
+        p.prepared.dataset.records,
+        p.prepared.dataset.labels,
+        device=p.device,
+        iou=settings.iou_threshold_percent / 100,
+        most=settings.max_detections,
+        threshold=threshold,
+        stop=never,
+    )
+
+
+def _write_files(
+    model: Model, p: Publishing, validation: Evaluation | None, test: Evaluation | None
+) -> list[str]:
+    """Writes the version's files into the folder and returns their names."""
+    detector, labels, folder = model.detector, p.prepared.dataset.labels, p.folder
+    detector.network.eval().to("cpu")
+    about = {"architecture": p.spec.architecture, "labels": json.dumps(labels, ensure_ascii=False)}
+    export.write_weights(detector, folder / "model.safetensors", about)
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    (folder / "dataset.json").write_text(p.prepared.to_json(), encoding="utf-8")
+    export.write_json(folder / "metrics.json", _metrics_json(p, validation, test, model))
+    names = ["model.safetensors", "labels.txt", "dataset.json", "metrics.json"]
+    names += _write_onnx(detector, p)
+    shown = test or validation
+    if shown is not None:
+        _write_picture(p, shown)
+        names.append("predictions.png")
+    return names
+
+
+def _write_onnx(detector: Detector, p: Publishing) -> list[str]:
+    """The two graphs, or none and a warning when they do not compute what torch does."""
+    side = next((s for s in (Side.TEST, Side.VALIDATION, Side.TRAIN) if p.prepared.of(s)), Side.TRAIN)
+    members = p.prepared.of(side)[:3]
+    batch = EvalBatches(p.prepared, side, size=p.size, batch_size=3, resize=p.spec.dataset.resize, records=members).batch(0)
+    try:
+        boxes, scores = export.write_onnx(detector, p.size, p.folder, _contiguous(batch.images))
+    except ImportError as error:
+        p.reporter.warn("ONNXMissing", f"no ONNX file was made: {error}.")
+        return []
+    p.reporter.line("onnx", boxDifference=boxes, scoreDifference=scores)
+    if boxes > export.BOX_TOLERANCE or scores > export.SCORE_TOLERANCE:
+        p.reporter.warn(
+            "ONNXDiffers", f"the ONNX file was left out: its boxes are up to {boxes:.3g} px and its scores up to {scores:.3g} off."
+        )
+        return []
+    return ["model.onnx", "model-nms.onnx"]
+
+
+def _contiguous(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.contiguous_format)
+
+
+def _write_picture(p: Publishing, shown: Evaluation) -> None:
+    records = p.prepared.dataset.records
+    chosen = list(range(min(MOST_TILES, len(shown.records))))
+    write_predictions(
+        p.folder / "predictions.png",
+        [p.prepared.pixels.image(shown.records[i]) for i in chosen],
+        [(records[shown.records[i]].width, records[shown.records[i]].height) for i in chosen],
+        [shown.truths[i] for i in chosen],
+        [shown.found[i] for i in chosen],
+        p.prepared.dataset.labels,
+        p.spec.evaluation.score_threshold_percent / 100,
+    )
+
+
+def _metrics_json(
+    p: Publishing, validation: Evaluation | None, test: Evaluation | None, model: Model
+) -> dict[str, Any]:
+    """Scores of both sides and of the two together, the threshold of the best F1, confusion matrices, every label."""
+    labels = p.prepared.dataset.labels
+    told: dict[str, Any] = {"step": model.step, "steps": model.steps, "parameters": parameter_count(model.detector.network)}
+    for name, evaluation in (("validation", validation), ("test", test), ("validationAndTest", _joined(validation, test))):
+        if evaluation is None:
+            continue
+        b = evaluation.boxes
+        per_label = [
+            {"label": label, "objects": int(b.objects[i]), "mAP50": _number(b.average_precision[i, 0]),
+             "mAP50_95": _number(b.average_precision[i].mean()), "precision": _number(b.label_precision[i]),
+             "recall": _number(b.label_recall[i])}
+            for i, label in enumerate(labels)
+        ]  # fmt: skip
+        told[name] = {
+            "images": len(evaluation.records), "mAP50": b.map50, "mAP50_95": b.map50_95, "precision": b.precision,
+            "recall": b.recall, "threshold": b.threshold, "loss": _number(evaluation.loss), "labels": per_label,
+            "confusion": confusion_matrix(evaluation.truths, evaluation.found, len(labels), b.threshold).tolist(),
+        }  # fmt: skip
+    return told
+
+
+def _joined(one: Evaluation | None, other: Evaluation | None) -> Evaluation | None:
+    """Validation and test as one set: a steadier number for small datasets."""
+    if one is None or other is None:
+        return None
+    truths, found = one.truths + other.truths, one.found + other.found
+    images = len(truths)
+    boxes = box_scores(truths, found, len(one.boxes.objects), one.boxes.threshold)
+    loss = (one.loss * len(one.truths) + other.loss * len(other.truths)) / images
+    return Evaluation(boxes, loss, one.records + other.records, truths, found)
+
+
+def _manifest(
+    model: Model, p: Publishing, names: Sequence[str], validation: Evaluation | None, test: Evaluation | None
+) -> dict[str, Any]:
+    spec, labels = p.spec, p.prepared.dataset.labels
+    folder = f"a{spec.attempt}/"
+
+    def slim(evaluation: Evaluation | None) -> dict[str, Any] | None:
+        return evaluation.scores(labels, model.step, per_class=False).to_dict() if evaluation else None
+
+    told = {
+        "format": 1, "name": version_name(spec.model, spec.version), "model": spec.model, "version": spec.version,
+        "versionName": spec.version_name, "description": spec.description, "architecture": spec.architecture,
+        "task": spec.task.value, "labels": list(labels), "job": spec.job, "namespace": spec.namespace, "uid": spec.uid,
+        "run": spec.run, "attempt": spec.attempt, "runURI": spec.run_uri, "parentVersion": spec.start.parent_version,
+        "outcome": model.outcome.value, "message": model.message, "step": model.step, "steps": model.steps,
+        "trainingSeconds": p.training_seconds, "validation": slim(validation), "test": slim(test),
+        "datasetDigest": p.prepared.dataset.digest, "trainer": _trainer_version(), "torch": str(torch.__version__),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "evaluation": spec.evaluation.to_dict(),
+        "onnx": export.onnx_description(p.size, spec.dataset.resize.value, labels) if "model.onnx" in names else None,
+        "files": [
+            {"name": name, "path": folder + name, "size": (p.folder / name).stat().st_size, "sha256": sha256_of(p.folder / name)}
+            for name in names
+        ],
+    }  # fmt: skip
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> None:
+    spec = p.spec
+    for number, name in enumerate(names):
+        p.reporter.phase(Phase.UPLOADING, f"uploading {name}", 100 * number // len(names))
+        storage.upload(p.folder / name, f"{spec.version_uri}a{spec.attempt}/{name}")
+        if spec.publish_uri is not None:
+            storage.upload(p.folder / name, f"{spec.publish_uri.rstrip('/')}/{name}")
+    run = spec.run_uri
+    storage.upload(p.folder / "dataset.json", f"{run}dataset.json")
+    without_intake = spec.model_copy(update={"intake": None})
+    storage.put_bytes(f"{run}spec.json", json.dumps(without_intake.to_dict(), ensure_ascii=False, indent=1).encode())
+    p.reporter.flush()
+    lines = b"".join(
+        storage.get_bytes(uri)
+        for earlier in spec.resume_from
+        if earlier != spec.attempt_uri and storage.head(uri := f"{earlier}metrics.jsonl") is not None
+    )
+    own = p.folder.parent / "metrics.jsonl"
+    storage.put_bytes(f"{run}metrics.jsonl", lines + (own.read_bytes() if own.exists() else b""))
+
+
+def _clear_older(storage: Storage, spec: RunSpec) -> None:
+    """Checkpoints of the run's earlier attempts: only the newest is kept, which is this attempt's."""
+    for number in range(1, spec.attempt):
+        prefix = f"{attempt_uri(spec.run_uri, number)}checkpoints/"
+        storage.delete([entry.uri for entry in storage.list(prefix)])
+
+
+def _tell_test(p: Publishing, validation: Evaluation | None, test: Evaluation | None, step: int) -> None:
+    labels = p.prepared.dataset.labels
+    p.reporter.metrics(
+        Metrics(
+            best=validation.scores(labels, step) if validation else None,
+            test=test.scores(labels, step) if test else None,
+        )
+    )
+
+
+def _trainer_version() -> str:
+    try:
+        return version("trainyard")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if value == value and abs(value) != float("inf") else None
+
+

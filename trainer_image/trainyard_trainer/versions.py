@@ -1,0 +1,63 @@
+"""Versions on storage: whether this run's is there already, and what a manifest says as the result of an attempt. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from trainyard_api.report import ExitCode, Outcome, Result
+from trainyard_api.run import RunSpec
+from trainyard_api.status import Artifact, Scores
+from trainyard_api.storage import manifest_uri
+from trainyard_trainer.errors import VersionTaken
+from trainyard_trainer.store import Storage
+
+
+def published_before(spec: RunSpec, storage: Storage) -> Result | None:
+    """The result of this run when an earlier attempt has published it and was lost before it could say so.
+
+    Raises VersionTaken when the version is another run's, with the highest one there.
+    """
+    uri = manifest_uri(spec.version_uri)
+    if storage.head(uri) is None:
+        return None
+    manifest = json.loads(storage.get_bytes(uri))
+    if (manifest.get("job"), manifest.get("uid"), manifest.get("run")) == (spec.job, spec.uid, spec.run):
+        return result_of(manifest, uri)
+    highest = highest_version(spec, storage)
+    raise VersionTaken(
+        f"storage already has version {spec.version} of {spec.model}, made by {manifest.get('job')}; the highest is {highest}.",
+        highest=highest,
+    )
+
+
+def highest_version(spec: RunSpec, storage: Storage) -> int:
+    """The highest version of the model that has a manifest."""
+    folder = spec.version_uri.rsplit("/", 2)[0] + "/"
+    pattern = re.compile(re.escape(folder) + r"v(\d+)/manifest\.json$")
+    found = [int(match[1]) for entry in storage.list(f"{folder}v") if (match := pattern.match(entry.uri))]
+    return max(found, default=spec.version)
+
+
+def result_of(manifest: dict[str, Any], uri: str) -> Result:
+    """The completion record that a manifest stands for."""
+    folder = uri.rsplit("/", 1)[0] + "/"
+    files = manifest["files"]
+    return Result(
+        exit_code=ExitCode.DONE,
+        reason=manifest.get("outcome", Outcome.COMPLETED.value),
+        message=manifest.get("message", ""),
+        step=manifest.get("step"),
+        steps=manifest.get("steps"),
+        training_seconds=manifest.get("trainingSeconds", 0),
+        version=manifest["version"],
+        manifestURI=uri,
+        metrics=Scores.model_validate(manifest["validation"]) if manifest.get("validation") else None,
+        test=Scores.model_validate(manifest["test"]) if manifest.get("test") else None,
+        artifacts=tuple(
+            Artifact(name=f["name"], uri=folder + f["path"], size=f["size"], sha256=f["sha256"]) for f in files
+        ),
+        dataset_digest=manifest.get("datasetDigest"),
+        labels=tuple(manifest["labels"]),
+    )

@@ -7,16 +7,13 @@ SIGTERM sets a flag; the training finishes its step, saves, uploads, and the pro
 
 from __future__ import annotations
 
-import time
-
-STARTED = time.monotonic()
-
 import json
 import os
 import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -24,6 +21,7 @@ from types import FrameType
 from pydantic import ValidationError
 from trainyard_api.report import ExitCode, Result
 from trainyard_api.run import RunSpec
+
 from trainyard_trainer.attempt import failed, new_folder, run_attempt
 from trainyard_trainer.errors import BadSpec, DiskFull, Interrupted, TrainerError
 from trainyard_trainer.report import Reporter, write_termination_message
@@ -68,15 +66,29 @@ def read_spec(path: Path) -> RunSpec:
     try:
         return RunSpec.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise BadSpec(f"the RunSpec {path} cannot be read ({error.strerror}); set TRAINYARD_RUN_SPEC to its path.") from error
+        raise BadSpec(
+            f"the RunSpec {path} cannot be read ({error.strerror}); set TRAINYARD_RUN_SPEC to its path."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BadSpec(f"the RunSpec {path} is not valid at {where}: {first['msg']}.") from error
 
 
-def run(spec: RunSpec, stop: StopFlag, started: float = STARTED) -> Result:
-    """One attempt to its end, told everywhere; every failure becomes a Result."""
+def process_start() -> float:
+    """When this process began, on `time.monotonic`'s scale: interpreter and imports are part of the attempt's time."""
+    now = time.monotonic()
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return now
+    return now - age if 0 <= age < 60 else now
+
+
+def run(spec: RunSpec, stop: StopFlag, started: float | None = None) -> Result:
+    """One attempt to its end, told everywhere; every failure becomes a Result. `started`: on `time.monotonic`'s scale."""
+    started = process_start() if started is None else started
     folder = new_folder(spec)
     reporter = Reporter(spec, folder / "metrics.jsonl")
     try:

@@ -69,7 +69,9 @@ def assign(
     quality = (alignment / peak_alignment.clamp(min=1e-30) * peak_overlap).amax(1)
     target_boxes = boxes.gather(1, owner[:, :, None].expand(-1, -1, 4))
     target_labels = labels.clamp(min=0).gather(1, owner)
-    scores = torch.zeros_like(probabilities).scatter_(2, target_labels[:, :, None], quality[:, :, None].to(probabilities.dtype))
+    scores = torch.zeros_like(probabilities).scatter_(
+        2, target_labels[:, :, None], quality[:, :, None].to(probabilities.dtype)
+    )
     ignored = (inside & (difficult & present)[:, :, None]).any(1) & ~chosen.any(1)
     return Targets(target_boxes, quality, scores, ignored)
 

@@ -17,6 +17,7 @@ from trainyard_api.architectures import ARCHITECTURES, Task
 from trainyard_api.execution import OnTimeout
 from trainyard_api.report import Outcome, Phase, Result
 from trainyard_api.run import RunSpec
+
 from trainyard_trainer.errors import BadSpec, Interrupted, NothingInTime, TrainerError
 from trainyard_trainer.prepare import Prepared, prepare
 from trainyard_trainer.records import Side, StopFlag
@@ -49,7 +50,11 @@ class Attempt:
         """When training ends so that a version can still be published; None where running into the time was asked for."""
         if self.spec.on_timeout is OnTimeout.FAIL:
             return None
-        return self.started + self.spec.timeout_seconds - max(self.spec.drain_seconds, min(LEAST_TO_PUBLISH, self.spec.timeout_seconds / 2))
+        return (
+            self.started
+            + self.spec.timeout_seconds
+            - max(self.spec.drain_seconds, min(LEAST_TO_PUBLISH, self.spec.timeout_seconds / 2))
+        )
 
     @property
     def ends_at(self) -> float:
@@ -62,7 +67,9 @@ def run_attempt(spec: RunSpec, stop: StopFlag, started: float, reporter: Reporte
     size = check_spec(spec)
     output = Storage.open(spec.secrets_path, "output")
     with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
-        told: Future[tuple[Result | None, Parent | None, Prepared | None]] = pool.submit(_before_torch, attempt, output, size)
+        told: Future[tuple[Result | None, Parent | None, Prepared | None]] = pool.submit(
+            _before_torch, attempt, output, size
+        )
         _import_torch()
         before, parent, prepared = told.result()
     if before is not None:
@@ -98,7 +105,9 @@ def input_size(wanted: int | str) -> tuple[int, int]:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or any(side < 64 or side > 4096 or side % 32 for side in sides):
-        raise BadSpec(f"dataset.imageSize {wanted!r} cannot be used; write a multiple of 32 from 64 to 4096, or WIDTHxHEIGHT of them.")
+        raise BadSpec(
+            f"dataset.imageSize {wanted!r} cannot be used; write a multiple of 32 from 64 to 4096, or WIDTHxHEIGHT of them."
+        )
     return sides[0], sides[-1]
 
 
@@ -112,7 +121,9 @@ def _before_torch(
     if before is not None:
         return before, None, None
     if not output.honours_if_absent(spec.run_uri):
-        reporter.warn("StorageIgnoresConditions", "the output storage ignores If-None-Match: two attempts could both publish.")
+        reporter.warn(
+            "StorageIgnoresConditions", "the output storage ignores If-None-Match: two attempts could both publish."
+        )
     parent = None
     if spec.start.manifest_uri is not None:
         from trainyard_trainer.start import parent_of
@@ -127,7 +138,9 @@ def _before_torch(
         known_labels=parent.labels if parent else (),
         known_sides=known_from_json(parent.dataset) if parent and parent.dataset else None,
         stop=attempt.stop,
-        progress=lambda phase, done, total: reporter.phase(phase, _amount(phase, done, total), 100 * done // max(1, total)),
+        progress=lambda phase, done, total: reporter.phase(
+            phase, _amount(phase, done, total), 100 * done // max(1, total)
+        ),
     )
     return None, parent, prepared
 
@@ -174,6 +187,7 @@ def _train_and_publish(
     model = Model(
         loop.work.detector,
         ending.best.step if ending.best else ending.step,
+        ending.step,
         ending.steps,
         ending.outcome,
         _sentence(ending),
@@ -192,7 +206,8 @@ def _build_loop(
 ) -> Loop:
     import torch
 
-    from trainyard_trainer import checkpoint, device as devices, schedule
+    from trainyard_trainer import checkpoint, schedule
+    from trainyard_trainer import device as devices
     from trainyard_trainer.data import Ahead, EvalBatches, TrainBatches
     from trainyard_trainer.detector import Detector, loss_settings
     from trainyard_trainer.evaluate import evaluate
@@ -306,9 +321,13 @@ def _warn_at_end(reporter: Reporter, loop: Loop) -> None:
             " augmentation or fewer epochs help.",
         )
     if loop.best.value < 0.1:
-        reporter.warn("Underfitting", "the model has learnt little; train longer, check the labels, or take a larger imageSize.")
+        reporter.warn(
+            "Underfitting", "the model has learnt little; train longer, check the labels, or take a larger imageSize."
+        )
     if loop.best.step < loop.state.step / 2:
-        reporter.warn("Stagnant", f"nothing got better after step {loop.best.step} of {loop.state.step}; fewer epochs would do.")
+        reporter.warn(
+            "Stagnant", f"nothing got better after step {loop.best.step} of {loop.state.step}; fewer epochs would do."
+        )
 
 
 class _Mirror:
@@ -356,9 +375,14 @@ def new_folder(spec: RunSpec) -> Path:
 
 def failed(error: TrainerError, known: Mapping[str, Any]) -> Result:
     """The result of an attempt that did not end well; `known` are the last report's fields."""
-    facts = {name: known.get(name) for name in ("step", "steps", "checkpoint_step", "resumed_from_step")}
     return Result(
-        exit_code=error.exit_code, reason=error.reason, message=str(error), version=getattr(error, "highest", None),
-        training_seconds=known.get("training_seconds") or 0, **facts,
-    )  # fmt: skip
-
+        exit_code=error.exit_code,
+        reason=error.reason,
+        message=str(error),
+        version=getattr(error, "highest", None),
+        step=known.get("step"),
+        steps=known.get("steps"),
+        checkpoint_step=known.get("checkpoint_step"),
+        resumed_from_step=known.get("resumed_from_step"),
+        training_seconds=known.get("training_seconds") or 0,
+    )

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from trainyard_api.run import RunSpec
+
 from trainyard_trainer.errors import BadData, BadSpec, DiskFull, StorageRefused, StorageUnreachable, TrainerError
 from trainyard_trainer.store import Storage
 
@@ -69,7 +69,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     changed = [f"{key} {saved.get(key)} → {value}" for key, value in now.items() if saved.get(key) != value]
     if not changed:
         return None
-    return f"goes on under other conditions ({', '.join(changed)}): the result is as good, but not bit for bit the same."
+    return (
+        f"goes on under other conditions ({', '.join(changed)}): the result is as good, but not bit for bit the same."
+    )
 
 
 def newest(storage: Storage, attempts: Sequence[str]) -> Saved | None:
@@ -80,7 +82,9 @@ def newest(storage: Storage, attempts: Sequence[str]) -> Saved | None:
         if storage.head(latest) is None:
             continue
         told = json.loads(storage.get_bytes(latest))
-        found.append(Saved(int(told["step"]), f"{attempt}checkpoints/{told['file']}", int(told["size"]), told["sha256"]))
+        found.append(
+            Saved(int(told["step"]), f"{attempt}checkpoints/{told['file']}", int(told["size"]), told["sha256"])
+        )
     return max(found, key=lambda saved: saved.step, default=None)
 
 
@@ -97,7 +101,9 @@ def load(storage: Storage, saved: Saved, folder: Path, spec: str | None, data: s
     state = torch.load(path, map_location="cpu", weights_only=True)
     path.unlink()
     if state["format"] != FORMAT:
-        raise BadSpec(f"{saved.uri} has format {state['format']}, this trainer reads {FORMAT}; set rerun to start anew.")
+        raise BadSpec(
+            f"{saved.uri} has format {state['format']}, this trainer reads {FORMAT}; set rerun to start anew."
+        )
     if spec is not None and state["spec"] != spec:
         raise BadSpec(
             f"{saved.uri} is of another training: architecture, dataset, training, augmentation or startFrom was changed since;"

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 from trainyard_api.training import Training
+
 from trainyard_trainer.assign import assign
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.boxes import complete_iou, suppress
@@ -83,7 +83,9 @@ class Detector:
         box = ((1 - overlap) * targets.quality).sum() / total
         dfl = (_distribution_focal(distances, targets.boxes, points, strides) * targets.quality).sum() / total
         s = self.settings
-        return Loss(s.box * box + s.cls * cls + s.dfl * dfl, {"box": box.detach(), "cls": cls.detach(), "dfl": dfl.detach()})
+        return Loss(
+            s.box * box + s.cls * cls + s.dfl * dfl, {"box": box.detach(), "cls": cls.detach(), "dfl": dfl.detach()}
+        )
 
     def _classification(self, logits: Tensor, scores: Tensor, ignored: Tensor) -> Tensor:
         """Sum of the cross-entropies; points in difficult objects do not count."""
@@ -91,7 +93,9 @@ class Detector:
             scores = scores * (1 - self.settings.label_smoothing)
         each = F.binary_cross_entropy_with_logits(logits, scores, reduction="none")
         if self.settings.label_weights is not None:
-            each = each * torch.as_tensor(self.settings.label_weights, dtype=each.dtype).to(each.device, non_blocking=True)
+            each = each * torch.as_tensor(self.settings.label_weights, dtype=each.dtype).to(
+                each.device, non_blocking=True
+            )
         return torch.where(ignored[..., None], 0.0, each).sum()
 
     @torch.no_grad()
@@ -105,7 +109,9 @@ class Detector:
         raw = self.network(batch.images)
         return self._loss(raw, batch), self._predictions(raw, batch.images, score, iou, most)
 
-    def _predictions(self, raw: tuple[Tensor, Tensor], images: Tensor, score: float, iou: float, most: int) -> Predictions:
+    def _predictions(
+        self, raw: tuple[Tensor, Tensor], images: Tensor, score: float, iou: float, most: int
+    ) -> Predictions:
         logits, distances = raw[0].float(), raw[1].float()
         points, strides = anchor_points(images.shape[-2:], logits.device)
         return select(decode(distances, points, strides), logits.sigmoid(), score=score, iou=iou, most=most)
@@ -122,7 +128,9 @@ def loss_settings(training: Training, objects: Iterable[Sequence[Object]], label
     elif isinstance(training.class_weights, dict):
         unknown = sorted(set(training.class_weights) - set(labels))
         if unknown:
-            raise BadSpec(f"training.classWeights names {unknown[0]!r}, which is no label; the labels are {', '.join(labels)}.")
+            raise BadSpec(
+                f"training.classWeights names {unknown[0]!r}, which is no label; the labels are {', '.join(labels)}."
+            )
         weights = tuple(training.class_weights.get(label, 100) / 100 for label in labels)
     usual = LossSettings()
     return LossSettings(

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import torch
-
 from trainyard_api.architectures import ARCHITECTURES
 from trainyard_api.run import RunSpec
 from trainyard_api.training import Precision
+
 from trainyard_trainer.errors import BadSpec, GPUMissing
 
 ALLOW_CPU = "TRAINYARD_ALLOW_CPU"
@@ -72,7 +72,9 @@ def autocast_type(spec: RunSpec, device: torch.device) -> torch.dtype | None:
 def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:
     """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
     try:
-        flags = next(line for line in Path(cpuinfo).read_text(encoding="utf-8").splitlines() if line.startswith("flags"))
+        flags = next(
+            line for line in Path(cpuinfo).read_text(encoding="utf-8").splitlines() if line.startswith("flags")
+        )
     except (OSError, StopIteration):
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))

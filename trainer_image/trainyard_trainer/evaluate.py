@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
 from trainyard_api.status import LabelMetrics, Scores
+
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.detector import Detector
 from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores
@@ -38,8 +38,8 @@ class Evaluation:
         b = self.boxes
         return Scores(
             validation_loss=_finite(self.loss),
-            map50=_finite(b.map50),
-            map50_95=_finite(b.map50_95),
+            mAP50=_finite(b.map50),
+            mAP50_95=_finite(b.map50_95),
             precision=_finite(b.precision),
             recall=_finite(b.recall),
             step=step,
@@ -56,8 +56,8 @@ class Evaluation:
                 label=label,
                 images=int(images[i]),
                 objects=int(b.objects[i]),
-                map50=_finite(b.average_precision[i, 0]),
-                map50_95=_finite(b.average_precision[i].mean()),
+                mAP50=_finite(b.average_precision[i, 0]),
+                mAP50_95=_finite(b.average_precision[i].mean()),
                 precision=_finite(b.label_precision[i]),
                 recall=_finite(b.label_recall[i]),
             )

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from trainyard_api.report import Outcome, Phase
 from trainyard_api.run import RunSpec
 from trainyard_api.status import Metrics, Scores
 from trainyard_api.training import EarlyStoppingMetric
+
 from trainyard_trainer import schedule
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.checkpoint import Checkpoints
@@ -216,9 +216,12 @@ class Loop:
         state.in_a_row = 0
         values = {"loss": float(pending.loss), **{name: float(part) for name, part in pending.parts.items()}}
         for name, value in values.items():
-            state.smooth[name] = SMOOTHING * state.smooth[name] + (1 - SMOOTHING) * value if name in state.smooth else value
+            state.smooth[name] = (
+                SMOOTHING * state.smooth[name] + (1 - SMOOTHING) * value if name in state.smooth else value
+            )
         w.reporter.record(
-            "step", {"step": pending.step + 1, **values, "learningRate": pending.rate, "gradientNorm": float(pending.norm)}
+            "step",
+            {"step": pending.step + 1, **values, "learningRate": pending.rate, "gradientNorm": float(pending.norm)},
         )
         self._tell(pending)
 
@@ -231,7 +234,9 @@ class Loop:
             state.loss_scale /= 2
             state.in_a_row = 0
             return
-        w.reporter.warn("LossNotFinite", f"the loss was not finite in {state.skipped} steps, the last at step {pending.step + 1}.")
+        w.reporter.warn(
+            "LossNotFinite", f"the loss was not finite in {state.skipped} steps, the last at step {pending.step + 1}."
+        )
         if state.in_a_row < MOST_BAD_STEPS:
             return
         if state.rolled_back or self._good is None:
@@ -245,7 +250,8 @@ class Loop:
         self.state.seconds, self.state.skipped = seconds, skipped
         self.state.rate_factor, self.state.rolled_back = factor / 2, True
         w.reporter.warn(
-            "LearningRateHalved", f"back to step {self.state.step} with half the learning rate: the loss was not finite."
+            "LearningRateHalved",
+            f"back to step {self.state.step} with half the learning rate: the loss was not finite.",
         )
 
     # What happens between steps
@@ -285,7 +291,12 @@ class Loop:
         state.evaluated = state.step
         state.history.append((state.step, state.smooth.get("loss", 0.0), shown.loss))
         self._latest = shown.scores(w.labels, state.step)
-        told = {"step": state.step, "validationLoss": shown.loss, "mAP50": shown.boxes.map50, "mAP50_95": shown.boxes.map50_95}
+        told = {
+            "step": state.step,
+            "validationLoss": shown.loss,
+            "mAP50": shown.boxes.map50,
+            "mAP50_95": shown.boxes.map50_95,
+        }
         told |= {"precision": shown.boxes.precision, "recall": shown.boxes.recall}
         w.reporter.record("evaluation", told)
         w.reporter.flush()
@@ -327,7 +338,9 @@ class Loop:
 
     def _save_due(self) -> bool:
         state, every = self.state, self.work.spec.training.checkpoint_every_steps
-        return state.step > 0 and state.step % every == 0 and state.step != self._saved_step and state.step < state.steps
+        return (
+            state.step > 0 and state.step % every == 0 and state.step != self._saved_step and state.step < state.steps
+        )
 
     def _save(self) -> bool:
         """Writes a checkpoint, which is uploaded in the background; False when the one before is still on its way."""
@@ -363,7 +376,9 @@ class Loop:
         w, state = self.work, self.state
         limit = w.spec.training.max_duration_seconds
         if w.stop():
-            return Ending(None, state.step, state.steps, self.best, f"interrupted at step {state.step} of {state.steps}")
+            return Ending(
+                None, state.step, state.steps, self.best, f"interrupted at step {state.step} of {state.steps}"
+            )
         if state.step >= state.steps:
             outcome = Outcome(state.limited_by) if state.limited_by else Outcome.COMPLETED
         elif state.stopped_early:
@@ -411,9 +426,17 @@ class Loop:
     def _metrics(self) -> Metrics:
         smooth, latest = self.state.smooth, self._latest or Scores()
         rate = schedule.learning_rate(
-            self.work.spec.training, self.work.learning_rate * self.state.rate_factor, max(0, self.state.step - 1), self.state.steps
+            self.work.spec.training,
+            self.work.learning_rate * self.state.rate_factor,
+            max(0, self.state.step - 1),
+            self.state.steps,
         )
-        now = {"loss": smooth.get("loss"), "box_loss": smooth.get("box"), "cls_loss": smooth.get("cls"), "dfl_loss": smooth.get("dfl")}
+        now = {
+            "loss": smooth.get("loss"),
+            "box_loss": smooth.get("box"),
+            "cls_loss": smooth.get("cls"),
+            "dfl_loss": smooth.get("dfl"),
+        }
         finite = {name: value for name, value in now.items() if value is not None and math.isfinite(value)}
         return Metrics(
             latest=latest.model_copy(update={**finite, "learning_rate": rate, "step": self.state.step}),
@@ -439,5 +462,12 @@ class Loop:
         if now - self._line_at >= SECONDS_BETWEEN_LINES:
             self._line_at = now
             shown = {name: round(value, 4) for name, value in state.smooth.items()}
-            w.reporter.line("step", step=step, steps=state.steps, epoch=plan.epoch(step - 1), **shown, etaSeconds=eta, imagesPerSecond=round(self._speed, 2))
-
+            w.reporter.line(
+                "step",
+                step=step,
+                steps=state.steps,
+                epoch=plan.epoch(step - 1),
+                **shown,
+                etaSeconds=eta,
+                imagesPerSecond=round(self._speed, 2),
+            )

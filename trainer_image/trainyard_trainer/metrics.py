@@ -100,7 +100,8 @@ def box_scores(
 def match(truths: Sequence[Truth], found: Sequence[Detections], labels: int) -> Matched:
     """Which detections hit an object, at every threshold; images in order, per label by falling score."""
     pieces = [
-        _sort(labels, image, truth, detections) for image, (truth, detections) in enumerate(zip(truths, found, strict=True))
+        _sort(labels, image, truth, detections)
+        for image, (truth, detections) in enumerate(zip(truths, found, strict=True))
     ]
     groups_d = np.concatenate([p[0] for p in pieces]) if pieces else np.zeros(0, np.int64)
     boxes_d = np.concatenate([p[1] for p in pieces]) if pieces else np.zeros((0, 4))
@@ -194,8 +195,12 @@ def _overlaps(boxes_d: Floats, boxes_g: Floats, d: Ints, g: Ints) -> Floats:
 
 def _iou(one: Floats, other: Floats) -> Floats:
     """`[..., n, m]` of `[..., n, 4]` and `[..., m, 4]`."""
-    width = np.minimum(one[..., :, None, 2], other[..., None, :, 2]) - np.maximum(one[..., :, None, 0], other[..., None, :, 0])
-    height = np.minimum(one[..., :, None, 3], other[..., None, :, 3]) - np.maximum(one[..., :, None, 1], other[..., None, :, 1])
+    width = np.minimum(one[..., :, None, 2], other[..., None, :, 2]) - np.maximum(
+        one[..., :, None, 0], other[..., None, :, 0]
+    )
+    height = np.minimum(one[..., :, None, 3], other[..., None, :, 3]) - np.maximum(
+        one[..., :, None, 1], other[..., None, :, 1]
+    )
     shared = np.clip(width, 0, None) * np.clip(height, 0, None)
     area1 = (one[..., 2] - one[..., 0]) * (one[..., 3] - one[..., 1])
     area2 = (other[..., 2] - other[..., 0]) * (other[..., 3] - other[..., 1])

@@ -195,8 +195,11 @@ def initialise(network: Network) -> None:
                 nn.init.zeros_(module.bias)
     bins = torch.arange(DISTANCE_BINS, dtype=torch.float32)
     for level in network.head.levels:
+        assert isinstance(level, Predictor)
         nn.init.normal_(level.classify.weight, std=0.01)
+        assert level.classify.bias is not None
         nn.init.constant_(level.classify.bias, -4.6)
         nn.init.normal_(level.locate.weight, std=0.01)
         with torch.no_grad():
+            assert level.locate.bias is not None
             level.locate.bias.copy_((-bins / 3.5).repeat(4))

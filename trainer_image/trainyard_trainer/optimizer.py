@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from trainyard_api.training import Optimizer as Kind
 from trainyard_api.training import Training
 
 BETA2 = 0.999
 EPSILON = 1e-8
+
+_kernels: Any = torch
+"""torch's fused and foreach kernels, which its type hints do not show."""
 
 
 class Optimizer:
@@ -48,12 +50,12 @@ class Optimizer:
         parameters = [group[i] for group, which in zip(self._groups, moving, strict=True) for i in which]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if scale != 1.0:
-            torch._foreach_div_(gradients, scale)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+            _kernels._foreach_div_(gradients, scale)
+        norm = torch.linalg.vector_norm(torch.stack(_kernels._foreach_norm(gradients)))
         fine = torch.isfinite(norm) & torch.isfinite(loss)
         if self._clip:
             share = (self._clip / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, torch.where(fine, share, torch.zeros_like(share)))
+            _kernels._foreach_mul_(gradients, torch.where(fine, share, torch.zeros_like(share)))
         skip = (~fine).to(torch.float32)
         at = 0
         for number, which in enumerate(moving):
@@ -73,7 +75,7 @@ class Optimizer:
 
     def _adamw(
         self,
-        group: list[nn.Parameter],
+        group: Sequence[Tensor],
         grads: list[Tensor],
         state: tuple[list[Tensor], list[Tensor], list[Tensor]],
         rate: float,
@@ -81,16 +83,22 @@ class Optimizer:
         skip: Tensor,
     ) -> None:
         first, second, steps = state
-        torch._foreach_add_(steps, 1)
-        torch._fused_adamw_(
+        _kernels._foreach_add_(steps, 1)
+        _kernels._fused_adamw_(
             group, grads, first, second, [], steps,
             lr=rate, beta1=self._momentum, beta2=BETA2, weight_decay=decay, eps=EPSILON,
             amsgrad=False, maximize=False, grad_scale=None, found_inf=skip,
         )  # fmt: skip
-        torch._foreach_sub_(steps, skip)
+        _kernels._foreach_sub_(steps, skip)
 
     def _sgd(
-        self, group: list[nn.Parameter], grads: list[Tensor], first: list[Tensor], rate: float, decay: float, fine: Tensor
+        self,
+        group: Sequence[Tensor],
+        grads: list[Tensor],
+        first: list[Tensor],
+        rate: float,
+        decay: float,
+        fine: Tensor,
     ) -> None:
         """SGD with Nesterov's momentum."""
         keep = fine.to(torch.float32)
@@ -106,7 +114,11 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for mine, theirs in ((self._first, state["first"]), (self._second, state["second"]), (self._steps, state["steps"])):
+        for mine, theirs in (
+            (self._first, state["first"]),
+            (self._second, state["second"]),
+            (self._steps, state["steps"]),
+        ):
             for group, saved in zip(mine, theirs, strict=True):
                 for tensor, value in zip(group, saved, strict=True):
                     tensor.copy_(value)
@@ -129,14 +141,14 @@ class Average:
         skips such a step, but the forward pass has already been."""
         for i in self._statistics:
             torch.where(self._live[i].isfinite(), self._live[i], self.weights[i], out=self._live[i])
-        torch._foreach_lerp_(self.weights, self._live, 1 - decay)
+        _kernels._foreach_lerp_(self.weights, self._live, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """The network gets the average and the average gets the network's own weights; twice is as before."""
         kept = [tensor.clone() for tensor in self._live]
-        torch._foreach_copy_(self._live, self.weights)
-        torch._foreach_copy_(self.weights, kept)
+        _kernels._foreach_copy_(self._live, self.weights)
+        _kernels._foreach_copy_(self.weights, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self._names, self.weights, strict=True))

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from trainyard_api.report import Outcome, Phase, Result
 from trainyard_api.run import RunSpec
 from trainyard_api.status import Metrics
 from trainyard_api.storage import attempt_uri, manifest_uri, version_name
+
 from trainyard_trainer import export
 from trainyard_trainer.checkpoint import sha256_of
 from trainyard_trainer.data import EvalBatches
@@ -41,9 +41,10 @@ SPARE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Model:
-    """What is published: a detector with its best weights, on the CPU or a GPU; `step` is the one they are of."""
+    """What is published: a detector with its best weights, those after `best_step` of the `step` steps that were taken."""
 
     detector: Detector
+    best_step: int
     step: int
     steps: int
     outcome: Outcome
@@ -85,9 +86,11 @@ def publish(model: Model, p: Publishing) -> Result:
     if not storage.put_if_absent(uri, json.dumps(manifest, ensure_ascii=False, indent=1).encode()):
         result = published_before(p.spec, storage)
         assert result is not None
-        return result.model_copy(update={"message": "another attempt of this run had published the version already; it stands."})
+        return result.model_copy(
+            update={"message": "another attempt of this run had published the version already; it stands."}
+        )
     _clear_older(storage, p.spec)
-    _tell_test(p, validation, test, model.step)
+    _tell_test(p, validation, test, model.best_step)
     result = result_of(manifest, uri)
     return result.model_copy(
         update={
@@ -118,9 +121,7 @@ def _evaluate(model: Model, p: Publishing, side: Side, threshold: float | None) 
     )
 
 
-def _write_files(
-    model: Model, p: Publishing, validation: Evaluation | None, test: Evaluation | None
-) -> list[str]:
+def _write_files(model: Model, p: Publishing, validation: Evaluation | None, test: Evaluation | None) -> list[str]:
     """Writes the version's files into the folder and returns their names."""
     detector, labels, folder = model.detector, p.prepared.dataset.labels, p.folder
     detector.network.eval().to("cpu")
@@ -142,7 +143,9 @@ def _write_onnx(detector: Detector, p: Publishing) -> list[str]:
     """The two graphs, or none and a warning when they do not compute what torch does."""
     side = next((s for s in (Side.TEST, Side.VALIDATION, Side.TRAIN) if p.prepared.of(s)), Side.TRAIN)
     members = p.prepared.of(side)[:3]
-    batch = EvalBatches(p.prepared, side, size=p.size, batch_size=3, resize=p.spec.dataset.resize, records=members).batch(0)
+    batch = EvalBatches(
+        p.prepared, side, size=p.size, batch_size=3, resize=p.spec.dataset.resize, records=members
+    ).batch(0)
     try:
         boxes, scores = export.write_onnx(detector, p.size, p.folder, _contiguous(batch.images))
     except ImportError as error:
@@ -151,7 +154,8 @@ def _write_onnx(detector: Detector, p: Publishing) -> list[str]:
     p.reporter.line("onnx", boxDifference=boxes, scoreDifference=scores)
     if boxes > export.BOX_TOLERANCE or scores > export.SCORE_TOLERANCE:
         p.reporter.warn(
-            "ONNXDiffers", f"the ONNX file was left out: its boxes are up to {boxes:.3g} px and its scores up to {scores:.3g} off."
+            "ONNXDiffers",
+            f"the ONNX file was left out: its boxes are up to {boxes:.3g} px and its scores up to {scores:.3g} off.",
         )
         return []
     return ["model.onnx", "model-nms.onnx"]
@@ -180,8 +184,17 @@ def _metrics_json(
 ) -> dict[str, Any]:
     """Scores of both sides and of the two together, the threshold of the best F1, confusion matrices, every label."""
     labels = p.prepared.dataset.labels
-    told: dict[str, Any] = {"step": model.step, "steps": model.steps, "parameters": parameter_count(model.detector.network)}
-    for name, evaluation in (("validation", validation), ("test", test), ("validationAndTest", _joined(validation, test))):
+    told: dict[str, Any] = {
+        "bestStep": model.best_step,
+        "step": model.step,
+        "steps": model.steps,
+        "parameters": parameter_count(model.detector.network),
+    }
+    for name, evaluation in (
+        ("validation", validation),
+        ("test", test),
+        ("validationAndTest", _joined(validation, test)),
+    ):
         if evaluation is None:
             continue
         b = evaluation.boxes
@@ -217,15 +230,15 @@ def _manifest(
     folder = f"a{spec.attempt}/"
 
     def slim(evaluation: Evaluation | None) -> dict[str, Any] | None:
-        return evaluation.scores(labels, model.step, per_class=False).to_dict() if evaluation else None
+        return evaluation.scores(labels, model.best_step, per_class=False).to_dict() if evaluation else None
 
     told = {
         "format": 1, "name": version_name(spec.model, spec.version), "model": spec.model, "version": spec.version,
         "versionName": spec.version_name, "description": spec.description, "architecture": spec.architecture,
         "task": spec.task.value, "labels": list(labels), "job": spec.job, "namespace": spec.namespace, "uid": spec.uid,
         "run": spec.run, "attempt": spec.attempt, "runURI": spec.run_uri, "parentVersion": spec.start.parent_version,
-        "outcome": model.outcome.value, "message": model.message, "step": model.step, "steps": model.steps,
-        "trainingSeconds": p.training_seconds, "validation": slim(validation), "test": slim(test),
+        "outcome": model.outcome.value, "message": model.message, "bestStep": model.best_step, "step": model.step,
+        "steps": model.steps, "trainingSeconds": p.training_seconds, "validation": slim(validation), "test": slim(test),
         "datasetDigest": p.prepared.dataset.digest, "trainer": _trainer_version(), "torch": str(torch.__version__),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "evaluation": spec.evaluation.to_dict(),
@@ -285,5 +298,3 @@ def _trainer_version() -> str:
 
 def _number(value: float) -> float | None:
     return float(value) if value == value and abs(value) != float("inf") else None
-
-

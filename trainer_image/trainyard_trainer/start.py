@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from trainyard_api.run import RunSpec
 from trainyard_api.trainingjob import Weights
+
 from trainyard_trainer import checkpoint
 from trainyard_trainer.checkpoint import sha256_of
 from trainyard_trainer.detector import Detector
@@ -43,13 +43,21 @@ def parent_of(spec: RunSpec, storage: Storage) -> Parent | None:
         return None
     manifest = json.loads(storage.get_bytes(uri))
     if manifest["architecture"] != spec.architecture:
-        raise BadSpec(f"{uri} is a {manifest['architecture']}, this job trains {spec.architecture}; name a version of the same.")
+        raise BadSpec(
+            f"{uri} is a {manifest['architecture']}, this job trains {spec.architecture}; name a version of the same."
+        )
     dataset = _file(manifest, uri, "dataset.json")
     return Parent(manifest, storage.get_bytes(dataset[0]) if dataset else None)
 
 
 def load_start(
-    spec: RunSpec, parent: Parent | None, detector: Detector, labels: Sequence[str], storage: Storage, folder: Path, reporter: Reporter
+    spec: RunSpec,
+    parent: Parent | None,
+    detector: Detector,
+    labels: Sequence[str],
+    storage: Storage,
+    folder: Path,
+    reporter: Reporter,
 ) -> None:
     """Fills the network as `startFrom` says; rows of labels go to the same label, new labels keep their fresh weights."""
     start = spec.start
@@ -78,7 +86,9 @@ def load_start(
         if uri is not None and storage.head(uri) is not None:
             _adopt(detector, _safetensors(storage, uri, None, folder), (), labels)
         else:
-            reporter.warn("TrainedFromScratch", f"there are no published weights for {spec.architecture}; it starts from scratch.")
+            reporter.warn(
+                "TrainedFromScratch", f"there are no published weights for {spec.architecture}; it starts from scratch."
+            )
 
 
 def _file(manifest: dict[str, Any], uri: str, name: str) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from trainyard_api.report import ExitCode, Outcome, Result
 from trainyard_api.run import RunSpec
 from trainyard_api.status import Artifact, Scores
 from trainyard_api.storage import manifest_uri
+
 from trainyard_trainer.errors import VersionTaken
 from trainyard_trainer.store import Storage
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m devcluster up|down|status|env|logs|tools`."""
+"""The command line: `python -m devcluster up|down|status|env|logs|kill|restart|freeze|thaw|tools`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from devcluster.cluster import Cluster, ClusterError
 from devcluster.processes import tail
-from devcluster.spec import ClusterSpec, ClusterStatus, Phase
+from devcluster.spec import ClusterSpec, Phase
 from devcluster.tools import HELM, TOOLS, ToolsError, programs_folder
 
 HELP = """\
@@ -22,6 +22,14 @@ examples:
   python -m devcluster logs kube-apiserver
   python -m devcluster down
 """
+
+
+FAULTS = {
+    "kill": ("component", "end a component at once; a node's pods go with it"),
+    "restart": ("component", "start a component again"),
+    "freeze": ("node", "stop a node's heartbeats while its pods run on"),
+    "thaw": ("node", "the end of freeze"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("component", nargs="*", help="etcd, kube-apiserver, ..., s3, node-0, supervisor (default: all)")
     logs.add_argument("--lines", type=int, default=20)
     logs.set_defaults(run=_logs)
+    for verb, (what, meaning) in FAULTS.items():
+        fault = commands.add_parser(verb, parents=[common], help=meaning)
+        fault.add_argument(what, help="such as node-0" + ("" if what == "node" else " or kube-scheduler"))
+        fault.set_defaults(run=_fault, verb=verb, what=what)
     tools = commands.add_parser("tools", help="build the programs now and print their folders")
     tools.set_defaults(run=_tools)
     return parser
@@ -126,16 +138,14 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"cluster {arguments.name}: none")
         return 1
     print(f"cluster {arguments.name}: {status.phase.value}, state in {cluster.layout.root}")
-    _print_components(status)
-    if status.message:
-        print(status.message)
-    return 0 if status.phase == Phase.READY else 1
-
-
-def _print_components(status: ClusterStatus) -> None:
     for component in status.components:
         pid = component.process.pid if component.process else "-"
         print(f"  {component.name:<24} {component.state:<9} pid {pid}")
+    if status.phase == Phase.READY:
+        print(f"  API server {cluster.api_server}" + (f", S3 {cluster.s3.endpoint}" if status.spec.s3 else ""))
+    if status.message:
+        print(status.message)
+    return 0 if status.phase == Phase.READY else 1
 
 
 def _env(arguments: argparse.Namespace) -> int:
@@ -158,6 +168,12 @@ def _logs(arguments: argparse.Namespace) -> int:
             raise ClusterError(f"there is no log of {component}; there are {', '.join(known) or 'none'}")
         print(f"==> {layout.log(component)}")
         print(tail(layout.log(component), arguments.lines))
+    return 0
+
+
+def _fault(arguments: argparse.Namespace) -> int:
+    cluster = Cluster(arguments.name, arguments.state)
+    getattr(cluster, arguments.verb)(getattr(arguments, arguments.what))
     return 0
 
 

@@ -125,6 +125,8 @@ class Cluster:
 
         Interrupted, by Ctrl-C say, it leaves nothing running that it started itself.
         """
+        if sys.platform != "linux":
+            raise ClusterError("the devcluster needs Linux, where all of 127/8 answers; elsewhere use kind")
         control_plane_programs()
         with self._lock():
             status = self.status()
@@ -223,6 +225,13 @@ class Cluster:
         self._change_killed(lambda killed: killed - {component})
         self._wait_for(lambda status: _state(status, component) == "Ready", f"{component} to be ready again")
 
+    def freeze(self, component: str) -> None:
+        """Stops a component where it is (SIGSTOP) until `thaw`: it holds its connections and does nothing."""
+        self._send(component, signal.SIGSTOP)
+
+    def thaw(self, component: str) -> None:
+        self._send(component, signal.SIGCONT)
+
     def kill_node(self, index: int) -> None:
         """Node `index` is gone at once, with its pods' processes, as if its power were cut."""
         self.kill(f"node-{index}")
@@ -232,11 +241,11 @@ class Cluster:
 
     def freeze_node(self, index: int) -> None:
         """Node `index` stops its heartbeats and does nothing more, while the processes of its pods run on."""
-        self._send(f"node-{index}", signal.SIGSTOP)
+        self.freeze(f"node-{index}")
 
     def thaw_node(self, index: int) -> None:
         """The end of `freeze_node`."""
-        self._send(f"node-{index}", signal.SIGCONT)
+        self.thaw(f"node-{index}")
 
     def log_tail(self, component: str, lines: int = 20) -> str:
         return processes.tail(self.layout.log(component), lines)

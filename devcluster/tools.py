@@ -84,6 +84,8 @@ def programs_folder(tool: GoTool) -> Path:
     final.parent.mkdir(parents=True, exist_ok=True)
     with _one_builder(final.parent / f"{tool.name}.lock", tool.name):
         if not final.is_dir():
+            for abandoned in final.parent.glob(f".{tool.name}-*"):
+                shutil.rmtree(abandoned, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=f".{tool.name}-", dir=final.parent) as partial:
                 _build(tool, Path(partial) / "programs")
                 (Path(partial) / "programs").rename(final)

@@ -12,8 +12,10 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +26,14 @@ STATE = "TRAINYARD_TEST_STATE"
 """Environment variable with which the main process tells its xdist workers where their cluster lives."""
 NEEDS_CLUSTER = {"cluster", "crds", "namespace", "s3", "nodes"}
 NODES, GPUS = 2, 4
+LOGS_KEPT_SECONDS = 24 * 3600
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        os.environ[STATE] = str(config.rootpath / ".devcluster" / f"test-{os.getpid()}")
+        folder = config.rootpath / ".devcluster"
+        os.environ[STATE] = str(folder / f"test-{os.getpid()}")
+        _forget_old_runs(folder)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -42,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds the programs here, where no test's timeout runs and the progress can be seen."""
     if any(item.get_closest_marker("cluster") for item in session.items) and not session.config.option.collectonly:
-        capture = session.config.pluginmanager.getplugin("capturemanager")
+        capture: Any = session.config.pluginmanager.getplugin("capturemanager")
         assert capture is not None
         with capture.global_and_fixture_disabled():
             control_plane_programs()
@@ -103,3 +108,12 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=30s")
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _forget_old_runs(folder: Path) -> None:
+    """Clears up after runs that were killed, and forgets the logs of failed ones after a day."""
+    for state in folder.glob("test-*"):
+        if not Path("/proc", state.name.removeprefix("test-")).exists():
+            Cluster("test", state).stop()
+            if time.time() - state.stat().st_mtime > LOGS_KEPT_SECONDS:
+                shutil.rmtree(state, ignore_errors=True)

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
@@ -165,38 +166,38 @@ def test_an_incomplete_kubebuilder_assets_is_passed_over(tmp_path: Path, monkeyp
     assert found["etcd"] == tmp_path / "control-plane" / "etcd"
 
 
-def test_a_build_makes_a_program_that_runs_and_is_not_built_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "go.mod").write_text("module example.com/hello\n\ngo 1.26\n")
-    (source / "main.go").write_text(
-        'package main\n\nimport "os"\n\nfunc main() { os.Stdout.WriteString(os.Args[0]) }\n'
-    )
-    tool = GoTool("hello", source, ".", ("hello", "goodbye"), "example.com/hello")
-    monkeypatch.setattr(tools, "module_version", lambda _: "v1.2.3")
+@pytest.fixture
+def hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GoTool:
+    """A tiny Go program with two names, and an empty cache folder to build it into."""
+    (tmp_path / "go.mod").write_text("module example.com/hello\n\ngo 1.26\n\nrequire example.com/version v1.2.3\n")
+    (tmp_path / "go.sum").touch()
+    (tmp_path / "main.go").write_text('package main\n\nimport "os"\n\nfunc main() { println(os.Args[0]) }\n')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("GOCACHE", os.environ.get("GOCACHE") or str(Path.home() / ".cache" / "go-build"))
-    folder = tools.programs_folder(tool)
-    assert "building hello v1.2.3" in capsys.readouterr().err
-    said = subprocess.run([folder / "goodbye"], capture_output=True, text=True, check=True).stdout
-    assert said == str(folder / "goodbye")
-    assert tools.programs_folder(tool) == folder
-    assert capsys.readouterr().err == ""
+    return GoTool("hello", tmp_path, ".", ("hello", "goodbye"), "example.com/version")
 
 
-def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "go.mod").write_text("module example.com/broken\n\ngo 1.26\n")
-    (source / "main.go").write_text("package main\n\nfunc main() { nonsense() }\n")
-    monkeypatch.setattr(tools, "module_version", lambda _: "v1.2.3")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("GOCACHE", os.environ.get("GOCACHE") or str(Path.home() / ".cache" / "go-build"))
+def test_two_who_need_a_program_at_once_build_it_once(hello: GoTool, capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        folders = set(pool.map(tools.programs_folder, [hello, hello]))
+    assert capsys.readouterr().err.count("==> building hello v1.2.3") == 1
+    (folder,) = folders
+    said = subprocess.run([folder / "goodbye"], capture_output=True, text=True, check=True).stderr
+    assert said.strip() == str(folder / "goodbye")
+
+
+def test_what_a_killed_build_left_is_cleared_by_the_next(hello: GoTool) -> None:
+    abandoned = tools.cache_folder() / ".hello-abandoned"
+    (abandoned / "programs").mkdir(parents=True)
+    folder = tools.programs_folder(hello)
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted([folder.name, "hello.lock"])
+
+
+def test_a_build_that_fails_says_why_and_leaves_nothing(hello: GoTool) -> None:
+    (hello.folder / "main.go").write_text("package main\n\nfunc main() { nonsense() }\n")
     with pytest.raises(ToolsError, match="undefined: nonsense"):
-        tools.programs_folder(GoTool("broken", source, ".", ("broken",), "example.com/broken"))
-    assert [path.name for path in (tmp_path / "cache" / "trainyard").iterdir()] == ["broken.lock"]
+        tools.programs_folder(hello)
+    assert [path.name for path in tools.cache_folder().iterdir()] == ["hello.lock"]
 
 
 def test_progress_says_what_it_does_how_far_and_for_how_long() -> None:

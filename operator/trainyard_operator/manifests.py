@@ -11,24 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainyard_api import GROUP
-from trainyard_api.execution import Execution, Instance
+from trainyard_api.execution import Instance
 from trainyard_api.report import NEVER_RETRIED, TOKEN_AUDIENCE
-from trainyard_api.run import RUN_SPEC_ANNOTATION, RUN_SPEC_ENV, RUN_SPEC_FILE, RunSpec
-from trainyard_api.storage import attempt_job_name
+from trainyard_api.run import RUN_SPEC_ANNOTATION, RUN_SPEC_ENV, RUN_SPEC_FILE, Intake, RunSpec
 from trainyard_api.trainingjob import TrainingJobSpec
 from trainyard_api.trainingservice import TrainingServiceSpec
 
+from trainyard_operator.decide.model import (
+    LABEL_ARCHITECTURE,
+    LABEL_ATTEMPT,
+    LABEL_JOB,
+    LABEL_JOB_UID,
+    LABEL_MODEL,
+    LABEL_RUN,
+    LABEL_SERVICE,
+    TRAINER_CONTAINER,
+    CreateJob,
+)
 from trainyard_operator.settings import Settings
 
 Object = dict[str, Any]
 
-CONTAINER = "trainer"
-LABEL_JOB = f"{GROUP}/job"
-LABEL_SERVICE = f"{GROUP}/service"
-LABEL_MODEL = f"{GROUP}/model"
-LABEL_ARCHITECTURE = f"{GROUP}/architecture"
-LABEL_RUN = f"{GROUP}/run"
-LABEL_ATTEMPT = f"{GROUP}/attempt"
 TOKEN_FILE = "/var/run/secrets/trainyard.dev/token"  # noqa: S105 a path
 TOKEN_SECONDS = 3600
 
@@ -67,23 +70,22 @@ def attempt_job(
     job: TrainingJobSpec,
     service_name: str,
     service: TrainingServiceSpec,
-    run: RunSpec,
+    create: CreateJob,
+    intake: Intake,
     settings: Settings,
 ) -> Object:
     """The batch/v1 Job of one attempt. Raises `ManifestError`."""
-    instance = job.resources.over(service.instance)
-    execution = job.policy.over(service.execution)
-    labels = attempt_labels(owner.name, service_name, run)
+    run = create.run.model_copy(update={"intake": intake})
+    labels = attempt_labels(owner, service_name, run)
     spec: Object = {
         "backoffLimit": 0,
         "completions": 1,
         "parallelism": 1,
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": pod_failure_policy(),
-        "ttlSecondsAfterFinished": settings.keep_finished_seconds,
         "template": {
             "metadata": {"labels": labels, "annotations": _pod_annotations(run)},
-            "spec": _pod_spec(job, service, instance, execution, run, settings),
+            "spec": _pod_spec(job, service, create, settings),
         },
     }
     if queue := service.queue.kueue_queue_name:
@@ -93,7 +95,7 @@ def attempt_job(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": attempt_job_name(owner.name, run.run, run.attempt),
+            "name": create.attempt.job_name,
             "namespace": owner.namespace,
             "labels": labels,
             "ownerReferences": [owner.reference],
@@ -102,12 +104,13 @@ def attempt_job(
     }
 
 
-def attempt_labels(job_name: str, service_name: str, run: RunSpec) -> dict[str, str]:
+def attempt_labels(owner: Owner, service_name: str, run: RunSpec) -> dict[str, str]:
     """Labels of everything that an attempt makes. A slash is no label value: `private/x` becomes `private.x`."""
     return {
         "app.kubernetes.io/name": "trainyard-trainer",
         "app.kubernetes.io/managed-by": "trainyard",
-        LABEL_JOB: job_name,
+        LABEL_JOB: owner.name,
+        LABEL_JOB_UID: owner.uid,
         LABEL_SERVICE: service_name,
         LABEL_MODEL: run.model,
         LABEL_ARCHITECTURE: run.architecture.replace("/", "."),
@@ -127,14 +130,14 @@ def pod_failure_policy() -> Object:
             {
                 "action": "FailJob",
                 "onExitCodes": {
-                    "containerName": CONTAINER,
+                    "containerName": TRAINER_CONTAINER,
                     "operator": "In",
                     "values": sorted(int(code) for code in NEVER_RETRIED),
                 },
             },
             {
                 "action": "FailJob",
-                "onExitCodes": {"containerName": CONTAINER, "operator": "NotIn", "values": [0]},
+                "onExitCodes": {"containerName": TRAINER_CONTAINER, "operator": "NotIn", "values": [0]},
             },
         ]
     }
@@ -149,26 +152,20 @@ def _pod_annotations(run: RunSpec) -> dict[str, str]:
         )
     return {
         RUN_SPEC_ANNOTATION: text,
-        "kubectl.kubernetes.io/default-container": CONTAINER,
+        "kubectl.kubernetes.io/default-container": TRAINER_CONTAINER,
         # An attempt that is moved starts again from its last checkpoint: it is not to be moved to save a node.
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         "karpenter.sh/do-not-disrupt": "true",
     }
 
 
-def _pod_spec(
-    job: TrainingJobSpec,
-    service: TrainingServiceSpec,
-    instance: Instance,
-    execution: Execution,
-    run: RunSpec,
-    settings: Settings,
-) -> Object:
+def _pod_spec(job: TrainingJobSpec, service: TrainingServiceSpec, create: CreateJob, settings: Settings) -> Object:
+    instance = create.instance
     machine = _machine_type(instance, settings)
     volumes, mounts = _volumes(job, service, instance, settings)
     image = job.resources.image or service.image or settings.trainer_image
     container: Object = {
-        "name": CONTAINER,
+        "name": TRAINER_CONTAINER,
         "image": image,
         "env": _environment(job, service, settings),
         "resources": _resources(instance, service.scaling.concurrency, machine, settings),
@@ -187,9 +184,9 @@ def _pod_spec(
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": execution.drain_seconds,
+        "terminationGracePeriodSeconds": create.execution.drain_seconds,
         # A backstop that the kubelet enforces even while no operator runs; lowered to the exact value when the trainer runs.
-        "activeDeadlineSeconds": execution.start_timeout_seconds + execution.timeout_seconds,
+        "activeDeadlineSeconds": create.active_deadline_seconds,
         "securityContext": security,
         "containers": [container],
         "volumes": volumes,
@@ -202,7 +199,7 @@ def _pod_spec(
 def _placement(instance: Instance, machine: Mapping[str, Any], settings: Settings) -> Object:
     """Where the pod may run: the service's or job's own words, the machine type, and what preemptible nodes ask for."""
     selector = dict(machine.get("nodeSelector") or {})
-    tolerations = list(machine.get("tolerations") or ())
+    tolerations: list[Object] = list(machine.get("tolerations") or ())
     if instance.preemptible:
         selector |= settings.preemptible_node_selector
         tolerations += settings.preemptible_tolerations

@@ -1,0 +1,210 @@
+"""What the operator knows of the cluster: slim views of watched objects, newest version only, with the indexes that reconcilers need.
+
+An object arrives from three sides: a watch event, the answer to an own write, a list. Its `resourceVersion` decides which is
+newer, so that a late event never takes back what an own write has already shown.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from trainyard_operator.cluster import (
+    JOBS,
+    MODEL_VERSIONS,
+    NODES,
+    PODS,
+    TRAINING_JOBS,
+    TRAINING_SERVICES,
+    Object,
+    Resource,
+)
+from trainyard_operator.decide import parse
+from trainyard_operator.decide.admission import service_name_of
+from trainyard_operator.decide.model import (
+    LABEL_JOB,
+    LABEL_SERVICE,
+    AttemptJob,
+    AttemptPod,
+    JobView,
+    NodeView,
+    ServiceView,
+    VersionView,
+)
+
+Name = tuple[str, str]
+"""Namespace ('' for what has none) and name."""
+
+
+View = TypeVar("View")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[View]):
+    uid: str
+    version: int
+    view: View
+    status: Mapping[str, Any] | None
+    """The status as the API server has it, for the kinds whose status the operator writes."""
+
+
+@dataclass(frozen=True)
+class Change(Generic[View]):
+    """What an arrival meant: `old` None: new; `new` None: gone."""
+
+    name: Name
+    old: View | None
+    new: View | None
+
+
+class Arrivals(Protocol):
+    """Takes what a watch, a list or an own write shows."""
+
+    def apply(self, obj: Object, *, deleted: bool = False) -> Any: ...
+
+
+class Cache(Generic[View]):
+    """The objects of one kind."""
+
+    def __init__(
+        self,
+        resource: Resource,
+        view_of: Callable[[Object], View],
+        *,
+        keep_status: bool = False,
+        **indexes: Callable[[Name, View], Iterable[Hashable]],
+    ) -> None:
+        self.resource = resource
+        self._view_of = view_of
+        self._keep_status = keep_status
+        self._entries: dict[Name, Entry[View]] = {}
+        self._indexes = indexes
+        self._indexed: dict[str, dict[Hashable, set[Name]]] = {name: defaultdict(set) for name in indexes}
+        self._gone: dict[str, int] = {}
+
+    def apply(self, obj: Object, *, deleted: bool = False) -> Change[View] | None:
+        """Take an object in; the change it makes to the view, or None when it is no news."""
+        metadata = obj["metadata"]
+        name: Name = (metadata.get("namespace") or "", metadata["name"])
+        uid, version = metadata["uid"], int(metadata.get("resourceVersion") or 0)
+        entry = self._entries.get(name)
+        if entry is not None and version < entry.version:
+            return None
+        if deleted:
+            self._remember_gone(uid, version)
+            if entry is None or entry.uid != uid:
+                return None
+            self._drop(name)
+            return Change(name, entry.view, None)
+        if uid in self._gone:
+            return None  # a late event, or a list that began before the deletion
+        view = self._view_of(obj)
+        status = (obj.get("status") or {}) if self._keep_status else None
+        self._put(name, Entry(uid, version, view, status))
+        old = entry.view if entry is not None else None
+        return None if old == view else Change(name, old, view)
+
+    def replace_all(self, objects: Iterable[Object], version: int, namespaces: Iterable[str] = ()) -> list[Change[View]]:
+        """Compare with a complete list that was made at `version`: what it lacks and is not newer is gone."""
+        scope = set(namespaces)
+        changes: list[Change[View]] = []
+        seen: set[Name] = set()
+        for obj in objects:
+            seen.add((obj["metadata"].get("namespace") or "", obj["metadata"]["name"]))
+            if change := self.apply(obj):
+                changes.append(change)
+        for name in [n for n in self._entries if n not in seen and (not scope or n[0] in scope)]:
+            entry = self._entries[name]
+            if entry.version <= version:
+                self._drop(name)
+                changes.append(Change(name, entry.view, None))
+        return changes
+
+    def entry(self, name: Name) -> Entry[View] | None:
+        return self._entries.get(name)
+
+    def get(self, name: Name) -> View | None:
+        entry = self._entries.get(name)
+        return entry.view if entry else None
+
+    def by(self, index: str, key: Hashable) -> tuple[View, ...]:
+        """Views under `key` of an index, by name."""
+        return tuple(self._entries[name].view for name in sorted(self._indexed[index].get(key, ())))
+
+    def names_by(self, index: str, key: Hashable) -> tuple[Name, ...]:
+        return tuple(sorted(self._indexed[index].get(key, ())))
+
+    def names(self) -> tuple[Name, ...]:
+        return tuple(self._entries)
+
+    def views(self) -> tuple[View, ...]:
+        return tuple(entry.view for entry in self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _put(self, name: Name, entry: Entry[View]) -> None:
+        if name in self._entries:
+            self._drop(name)
+        self._entries[name] = entry
+        for index, keys_of in self._indexes.items():
+            for key in keys_of(name, entry.view):
+                self._indexed[index][key].add(name)
+
+    def _drop(self, name: Name) -> None:
+        entry = self._entries.pop(name)
+        for index, keys_of in self._indexes.items():
+            for key in keys_of(name, entry.view):
+                names = self._indexed[index][key]
+                names.discard(name)
+                if not names:
+                    del self._indexed[index][key]
+
+    def _remember_gone(self, uid: str, version: int) -> None:
+        self._gone[uid] = version
+        while len(self._gone) > 2000:  # dictionaries keep their order: the oldest goes
+            del self._gone[next(iter(self._gone))]
+
+
+def _by_label(label: str) -> Callable[[Name, AttemptJob | AttemptPod], Iterable[Hashable]]:
+    def keys(name: Name, view: AttemptJob | AttemptPod) -> Iterable[Hashable]:
+        value = view.labels.get(label)
+        return ((name[0], value),) if value else ()
+
+    return keys
+
+
+class Caches:
+    """All that is watched. Index keys are (namespace, name), for `node` the node's name."""
+
+    def __init__(self) -> None:
+        self.jobs: Cache[JobView] = Cache(
+            TRAINING_JOBS,
+            parse.parse_job,
+            keep_status=True,
+            service=lambda name, view: ((name[0], service_name_of(view.spec)),),
+        )
+        self.services: Cache[ServiceView] = Cache(TRAINING_SERVICES, parse.parse_service, keep_status=True)
+        self.versions: Cache[VersionView] = Cache(
+            MODEL_VERSIONS,
+            parse.parse_version,
+            keep_status=True,
+            namespace=lambda name, _: (name[0],),
+            job=lambda name, view: ((name[0], view.spec.job_name),),
+        )
+        self.attempt_jobs: Cache[AttemptJob] = Cache(
+            JOBS, parse.parse_attempt_job, job=_by_label(LABEL_JOB), service=_by_label(LABEL_SERVICE)
+        )
+        self.pods: Cache[AttemptPod] = Cache(
+            PODS,
+            parse.parse_pod,
+            job=_by_label(LABEL_JOB),
+            service=_by_label(LABEL_SERVICE),
+            node=lambda _, view: (view.node,) if view.node else (),
+        )
+        self.nodes: Cache[NodeView] = Cache(NODES, parse.parse_node)
+
+    def all(self, *, nodes: bool) -> tuple[Cache[Any], ...]:
+        """Every cache; that of nodes only where the operator may read them."""
+        caches = (self.services, self.jobs, self.versions, self.attempt_jobs, self.pods)
+        return (*caches, self.nodes) if nodes else caches

@@ -5,9 +5,9 @@ newer, so that a late event never takes back what an own write has already shown
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from trainyard_operator.cluster import (
     JOBS,
@@ -44,7 +44,7 @@ class Entry(Generic[View]):
     uid: str
     version: int
     view: View
-    status: Mapping[str, Any] | None
+    status: Object | None
     """The status as the API server has it, for the kinds whose status the operator writes."""
 
 
@@ -55,12 +55,6 @@ class Change(Generic[View]):
     name: Name
     old: View | None
     new: View | None
-
-
-class Arrivals(Protocol):
-    """Takes what a watch, a list or an own write shows."""
-
-    def apply(self, obj: Object, *, deleted: bool = False) -> Any: ...
 
 
 class Cache(Generic[View]):
@@ -75,7 +69,7 @@ class Cache(Generic[View]):
         **indexes: Callable[[Name, View], Iterable[Hashable]],
     ) -> None:
         self.resource = resource
-        self._view_of = view_of
+        self.view_of = view_of
         self._keep_status = keep_status
         self._entries: dict[Name, Entry[View]] = {}
         self._indexes = indexes
@@ -98,13 +92,15 @@ class Cache(Generic[View]):
             return Change(name, entry.view, None)
         if uid in self._gone:
             return None  # a late event, or a list that began before the deletion
-        view = self._view_of(obj)
+        view = self.view_of(obj)
         status = (obj.get("status") or {}) if self._keep_status else None
         self._put(name, Entry(uid, version, view, status))
         old = entry.view if entry is not None else None
         return None if old == view else Change(name, old, view)
 
-    def replace_all(self, objects: Iterable[Object], version: int, namespaces: Iterable[str] = ()) -> list[Change[View]]:
+    def replace_all(
+        self, objects: Iterable[Object], version: int, namespaces: Iterable[str] = ()
+    ) -> list[Change[View]]:
         """Compare with a complete list that was made at `version`: what it lacks and is not newer is gone."""
         scope = set(namespaces)
         changes: list[Change[View]] = []

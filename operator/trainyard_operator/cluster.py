@@ -10,7 +10,7 @@ that tests what the writer has read (`/metadata/uid` and a revision): 422 means 
 
 import json
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -185,25 +185,36 @@ class Cluster:
         except NotFoundError:
             return None
 
-    async def list(
-        self, resource: Resource, namespace: str | None = None, *, labels: str | None = None, page: int = 500
+    async def list_all(
+        self, resource: Resource, namespace: str | None = None, *, labels: str | None = None, fields: str | None = None
     ) -> list[Object]:
-        """All objects, of one namespace or of all, read page by page."""
-        return [item async for item in self._items(resource, namespace, labels, page)]
+        """All objects, of one namespace or of all, that fit the selectors."""
+        items, _ = await self.list_at(resource, namespace, labels=labels, fields=fields)
+        return items
 
-    async def _items(
-        self, resource: Resource, namespace: str | None, labels: str | None, page: int
-    ) -> AsyncIterator[Object]:
-        query = {"limit": str(page)} | ({"labelSelector": labels} if labels else {})
+    async def list_at(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+        page: int = 500,
+    ) -> tuple[list[Object], int]:
+        """All objects, read page by page, and the version of the cluster that the list shows."""
+        query = {"limit": str(page)}
+        query |= {"labelSelector": labels} if labels else {}
+        query |= {"fieldSelector": fields} if fields else {}
+        items: list[Object] = []
         while True:
             answer = await self.request("GET", resource.path(namespace), query=query)
-            for item in answer.get("items") or ():
-                # Items of a list carry neither, yet everything here expects whole objects.
-                yield {"apiVersion": resource.api_version, "kind": resource.kind, **item}
-            token = answer.get("metadata", {}).get("continue")
-            if not token:
-                return
-            query["continue"] = token
+            # Items of a list carry neither, yet everything here expects whole objects.
+            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+            items += [kind | item for item in answer.get("items") or ()]
+            metadata = answer.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, int(metadata.get("resourceVersion") or 0)
+            query["continue"] = metadata["continue"]
 
     async def create(self, resource: Resource, body: Object) -> Object:
         return await self.request("POST", resource.path(body["metadata"].get("namespace")), body=body)
@@ -309,6 +320,8 @@ def status_operations(old: Object | None, new: Object, owned: Sequence[str]) -> 
     operations: list[Operation] = []
     for field in owned:
         before, after = _at(old or {}, field), _at(new, field)
+        if after == []:
+            after = None  # an empty list says no more than none, and would show as a field of its own
         if before == after:
             continue
         path = f"/status/{field}"

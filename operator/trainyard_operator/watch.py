@@ -17,8 +17,8 @@ from enum import StrEnum
 from typing import Any
 
 import kopf
-
 from trainyard_api.trainingjob import JobState
+
 from trainyard_operator.cache import Cache, Caches, Change, Name
 from trainyard_operator.cluster import JOBS, PODS, Cluster, Object
 from trainyard_operator.decide.admission import service_name_of
@@ -201,7 +201,7 @@ class Watch:
 
     def _readable(self, cache: Cache[Any], obj: Object) -> bool:
         try:
-            cache.view(obj)
+            cache.view_of(obj)
         except ValueError as error:
             logger.error("%s %s cannot be read: %s", cache.resource.kind, obj["metadata"]["name"], error)
             return False
@@ -234,5 +234,3 @@ def _told(service: ServiceView) -> tuple[Any, ...]:
     """What of a TrainingService the jobs that wait for it tell their users."""
     conditions = tuple((c.type, c.status, c.reason, c.message) for c in service.status.conditions)
     return service.metadata.uid, service.metadata.generation, service.status.state, conditions
-
-

@@ -1,0 +1,185 @@
+"""Carries out what a plan says: one method per action, each safe to repeat."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from trainyard_api import API_VERSION
+from trainyard_api.run import Intake
+
+from trainyard_operator import manifests
+from trainyard_operator.cluster import (
+    JOBS,
+    MODEL_VERSIONS,
+    PODS,
+    TRAINING_JOBS,
+    TRAINING_SERVICES,
+    Cluster,
+    ConflictError,
+    ForeignObjectError,
+    NotFoundError,
+    StaleError,
+    status_operations,
+)
+from trainyard_operator.decide.model import (
+    LABEL_ARCHITECTURE,
+    LABEL_JOB,
+    LABEL_MODEL,
+    Action,
+    CreateJob,
+    CreateService,
+    CreateVersion,
+    DeleteJob,
+    DeletePod,
+    DeleteTrainingJob,
+    JobView,
+    LowerDeadline,
+    ServiceView,
+    WriteVersionStatus,
+)
+from trainyard_operator.settings import Settings
+from trainyard_operator.watch import Watch
+
+logger = logging.getLogger(__name__)
+
+
+class Actions:
+    """Every method answers whether it has changed what the next decision sees; what is done already is a success."""
+
+    def __init__(self, cluster: Cluster, watch: Watch, settings: Settings, intake: Callable[[], Intake]) -> None:
+        self._cluster = cluster
+        self._watch = watch
+        self._caches = watch.caches
+        self._settings = settings
+        self._intake = intake
+
+    async def carry_out(self, job: JobView, service: ServiceView | None, action: Action) -> bool:
+        """Raises a `ClusterError` or `ManifestError`."""
+        namespace = job.metadata.namespace
+        match action:
+            case CreateService():
+                return await self._create_service(namespace, action)
+            case CreateVersion():
+                return await self._create_version(job, action)
+            case WriteVersionStatus():
+                return await self._write_version_status(namespace, action)
+            case CreateJob():
+                if service is None:
+                    raise manifests.ManifestError("the service is gone; the attempt starts when it is there again")
+                return await self._create_job(job, service, action)
+            case LowerDeadline():
+                return await self._lower_deadline(namespace, action)
+            case DeletePod():
+                await self._cluster.delete(
+                    PODS, namespace, action.pod, uid=action.uid, grace_seconds=action.grace_seconds
+                )
+            case DeleteJob():
+                await self._cluster.delete(JOBS, namespace, action.name, uid=action.uid)
+            case DeleteTrainingJob():
+                await self._cluster.delete(TRAINING_JOBS, namespace, action.name, uid=action.uid)
+        # What a deletion leads to is seen by the watches: until then nothing has changed for a decision.
+        return False
+
+    async def _create_service(self, namespace: str, action: CreateService) -> bool:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "TrainingService",
+            "metadata": {
+                "namespace": namespace,
+                "name": action.name,
+                "labels": {"app.kubernetes.io/managed-by": "trainyard"},
+            },
+            "spec": dict(action.spec),
+        }
+        try:
+            created = await self._cluster.create(TRAINING_SERVICES, body)
+        except ConflictError:
+            created = await self._cluster.get(TRAINING_SERVICES, namespace, action.name)
+        self._watch.arrived(self._caches.services, created)
+        return True
+
+    async def _create_version(self, job: JobView, action: CreateVersion) -> bool:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "ModelVersion",
+            "metadata": {
+                "namespace": job.metadata.namespace,
+                "name": action.name,
+                "labels": {
+                    LABEL_JOB: job.metadata.name,
+                    LABEL_MODEL: action.spec.model,
+                    LABEL_ARCHITECTURE: action.spec.architecture.replace("/", "."),
+                },
+            },
+            "spec": action.spec.to_dict(),
+        }
+        version, _ = await self._cluster.create_or_adopt(MODEL_VERSIONS, body)
+        # Ours or not, the next decision has to know that this number is taken.
+        self._caches.versions.apply(version)
+        spec = version["spec"]
+        if (spec.get("jobUID"), spec.get("run", 0)) != (action.spec.job_uid, action.spec.run):
+            raise ForeignObjectError(
+                f"ModelVersion {action.name} was made by {spec.get('jobName')}; the next number is taken", version
+            )
+        return True
+
+    async def _write_version_status(self, namespace: str, action: WriteVersionStatus) -> bool:
+        entry = self._caches.versions.entry((namespace, action.name))
+        raw: Any = dict(entry.status or {}) if entry is not None and entry.uid == action.uid else {}
+        new = action.status.to_dict()
+        operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
+        if not operations:
+            return False
+        try:
+            written = await self._cluster.patch_status(
+                MODEL_VERSIONS, namespace, action.name, tests={"/metadata/uid": action.uid}, operations=operations
+            )
+        except NotFoundError:
+            # A person deleted it: the library is theirs, and the decision follows from what the watch shows.
+            return False
+        except StaleError:
+            found = await self._cluster.find(MODEL_VERSIONS, namespace, action.name)
+            if found is not None:
+                self._caches.versions.apply(found)
+            return True
+        self._caches.versions.apply(written)
+        return True
+
+    async def _create_job(self, job: JobView, service: ServiceView, action: CreateJob) -> bool:
+        owner = manifests.Owner(job.metadata.name, job.metadata.namespace, job.metadata.uid)
+        body = manifests.attempt_job(
+            owner, job.spec, service.metadata.name, service.spec, action, self._intake(), self._settings
+        )
+        created, new = await self._cluster.create_or_adopt(JOBS, body, owner_uid=owner.uid)
+        logger.info(
+            "%s/%s: %s Job %s", owner.namespace, owner.name, "made" if new else "adopted", action.attempt.job_name
+        )
+        self._caches.attempt_jobs.apply(created)
+        return True
+
+    async def _lower_deadline(self, namespace: str, action: LowerDeadline) -> bool:
+        """The API server refuses to raise a deadline, so a late or repeated call can do no harm."""
+        entry = self._caches.pods.entry((namespace, action.pod))
+        if entry is not None and entry.uid == action.uid:
+            present = entry.view.active_deadline_seconds
+            if present is not None and present <= action.seconds:
+                return False
+        try:
+            patched = await self._cluster.patch(
+                PODS,
+                namespace,
+                action.pod,
+                [
+                    {"op": "test", "path": "/metadata/uid", "value": action.uid},
+                    {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": action.seconds},
+                ],
+            )
+        except NotFoundError:
+            return False
+        except StaleError:
+            found = await self._cluster.find(PODS, namespace, action.pod)
+            if found is not None:
+                self._caches.pods.apply(found)
+            return True
+        self._caches.pods.apply(patched)
+        return True

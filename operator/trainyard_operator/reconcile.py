@@ -1,0 +1,314 @@
+"""One function per kind: take a snapshot, let `decide` say what to do, do it.
+
+The order is the one that `decide.model` promises: the status first, tested on what was read, so that every intent is written
+before its action; then the Events about it; then the actions. Whatever fails ends the pass and is tried again with backoff.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from trainyard_api.run import Intake
+
+from trainyard_operator.actions import Actions
+from trainyard_operator.cluster import (
+    CORE_EVENTS,
+    MODEL_VERSIONS,
+    TRAINING_JOBS,
+    TRAINING_SERVICES,
+    Cluster,
+    ClusterError,
+    Object,
+    Resource,
+    StaleError,
+    status_operations,
+)
+from trainyard_operator.decide import admission, lifecycle, parse, service
+from trainyard_operator.decide.model import (
+    AttemptJob,
+    AttemptPod,
+    Defaults,
+    EventView,
+    JobSnapshot,
+    JobView,
+    Metadata,
+    Note,
+    QueuePlace,
+    ServiceSnapshot,
+)
+from trainyard_operator.events import Recorder
+from trainyard_operator.metrics import Metrics
+from trainyard_operator.settings import Settings
+from trainyard_operator.watch import Key, Kind, Watch
+
+logger = logging.getLogger(__name__)
+
+# While an attempt runs the intake writes these; the loop writes them only at its ends.
+REPORTED = ("progress", "metrics", "dataset")
+REPORTED_SUMMARY = ("progress", "epoch", "step", "metric", "eta")
+SUMMARY = (*REPORTED_SUMMARY, "attempt")
+
+# A pod younger than this is on its ordinary way; its Events are not asked for.
+QUIET_SECONDS = 5.0
+# After a write that found the object changed: the next look comes at once, but never as a busy loop.
+STALE_SECONDS = 0.02
+
+
+class Reconciler:
+    """Looks at one object at a time; any number may run at once, for different keys."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        watch: Watch,
+        recorder: Recorder,
+        metrics: Metrics,
+        settings: Settings,
+        intake: Callable[[], Intake],
+    ) -> None:
+        self._cluster = cluster
+        self._watch = watch
+        self._caches = watch.caches
+        self._recorder = recorder
+        self._metrics = metrics
+        self._settings = settings
+        self._actions = Actions(cluster, watch, settings, intake)
+        self._defaults = Defaults(
+            service=settings.default_service,
+            keep_finished_seconds=settings.keep_finished_seconds,
+            lost_node_seconds=settings.lost_node_seconds,
+        )
+
+    async def __call__(self, key: Key) -> float | None:
+        """Look at the object of `key`; seconds after which to look again, or None."""
+        began = time.perf_counter()
+        try:
+            match key.kind:
+                case Kind.JOB:
+                    return await self._reconcile_job(key)
+                case Kind.SERVICE:
+                    return await self._reconcile_service(key)
+                case Kind.VERSION:
+                    return await self._reconcile_version(key)
+        except Exception:
+            self._metrics.reconcile_errors.labels(key.kind).inc()
+            raise
+        finally:
+            self._metrics.reconcile_seconds.labels(key.kind).observe(time.perf_counter() - began)
+
+    async def _reconcile_job(self, key: Key) -> float | None:
+        entry = self._caches.jobs.entry((key.namespace, key.name))
+        if entry is None:
+            return None
+        snapshot = await self._job_snapshot(entry.view)
+        plan = lifecycle.decide_job(snapshot)
+        raw = entry.status or {}
+        new = plan.status.to_dict()
+        operations = status_operations(raw, new, job_fields(raw, new))
+        if operations:
+            revision = raw.get("revision")
+            operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
+            tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
+            if not await self._write(TRAINING_JOBS, key, tests, operations):
+                return STALE_SECONDS
+        self._emit(TRAINING_JOBS, entry.view.metadata, plan.events)
+        if plan.actions:
+            await self._carry_out(entry.view, snapshot, plan.actions)
+        return _seconds_until(plan.look_again_at)
+
+    async def _carry_out(self, job: JobView, snapshot: JobSnapshot, actions: Sequence[Any]) -> None:
+        """The actions in order. What makes or changes something makes the next look follow at once."""
+        key = Key(Kind.JOB, job.metadata.namespace, job.metadata.name)
+        for action in actions:
+            self._metrics.actions.labels(type(action).__name__).inc()
+            try:
+                changed = await self._actions.carry_out(job, snapshot.service, action)
+            except ClusterError as error:
+                if error.status in (403, 422) or error.reason == "ForeignObject":
+                    # What a person has to see to; the next tries would only say it again, and count it.
+                    self._emit(TRAINING_JOBS, job.metadata, [Note("ActionRefused", str(error), warning=True)])
+                raise
+            if changed:
+                self._watch.queue.add(key)
+
+    async def _job_snapshot(self, job: JobView) -> JobSnapshot:
+        namespace, name = job.metadata.namespace, job.metadata.name
+        caches = self._caches
+        await self._confirm_missing(job)
+        attempt_jobs = {view.metadata.name: view for view in caches.attempt_jobs.by("job", (namespace, name))}
+        for attempt in job.status.attempts:
+            if attempt.job_name not in attempt_jobs:
+                found = caches.attempt_jobs.get((namespace, attempt.job_name))
+                if found is not None:
+                    attempt_jobs[attempt.job_name] = found
+        pods = caches.pods.by("job", (namespace, name))
+        start_job = job.spec.start_from.job
+        service_name = admission.service_name_of(job.spec)
+        service_view = caches.services.get((namespace, service_name))
+        now = _now()
+        return JobSnapshot(
+            now=now,
+            job=job,
+            service=service_view,
+            queue=admission.queue_place(
+                ServiceSnapshot(
+                    now=now,
+                    service=service_view,
+                    jobs=caches.jobs.by("service", (namespace, service_name)),
+                    pods=caches.pods.by("service", (namespace, service_name)),
+                    defaults=self._defaults,
+                ),
+                job,
+            )
+            if service_view is not None
+            else QueuePlace(),
+            jobs=tuple(attempt_jobs.values()),
+            pods=pods,
+            events=await self._events_about(namespace, tuple(attempt_jobs.values()), pods),
+            nodes={view.name: view for view in caches.nodes.views()} if self._settings.watch_nodes else None,
+            versions=caches.versions.by("namespace", (namespace,)),
+            start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
+            defaults=self._defaults,
+        )
+
+    async def _confirm_missing(self, job: JobView) -> None:
+        """Ask the API server for children that the ledger knows and the caches lack: a watch may have a gap."""
+        namespace = job.metadata.namespace
+        for attempt in job.status.attempts:
+            if attempt.end_time is not None:
+                continue
+            for cache, name, uid in (
+                (self._caches.attempt_jobs, attempt.job_name, attempt.job_uid),
+                (self._caches.pods, attempt.pod_name, attempt.pod_uid),
+            ):
+                if name and uid and cache.entry((namespace, name)) is None:
+                    found = await self._cluster.find(cache.resource, namespace, name)
+                    if found is not None:
+                        cache.apply(found)
+
+    async def _events_about(
+        self, namespace: str, attempt_jobs: Sequence[AttemptJob], pods: Sequence[AttemptPod]
+    ) -> tuple[EventView, ...]:
+        """Events that tell why a pod does not start, or is not even made; none while all is on its way."""
+        now = datetime.now(UTC)
+        uids = [pod.metadata.uid for pod in pods if not pod.over and not _running(pod) and _age(pod.metadata, now)]
+        owners = {pod.owner_uid for pod in pods}
+        uids += [
+            view.metadata.uid
+            for view in attempt_jobs
+            if view.finished is None and view.metadata.uid not in owners and _age(view.metadata, now)
+        ]
+        views: list[EventView] = []
+        for uid in uids:
+            items = await self._cluster.list_all(CORE_EVENTS, namespace, fields=f"involvedObject.uid={uid}")
+            views += [parse.parse_event(item) for item in items]
+        return tuple(views)
+
+    async def _reconcile_service(self, key: Key) -> float | None:
+        name = (key.namespace, key.name)
+        entry = self._caches.services.entry(name)
+        if entry is None:
+            return None
+        snapshot = ServiceSnapshot(
+            now=_now(),
+            service=entry.view,
+            jobs=self._caches.jobs.by("service", name),
+            pods=self._caches.pods.by("service", name),
+            defaults=self._defaults,
+        )
+        plan = service.decide_service(snapshot)
+        raw = entry.status or {}
+        new = plan.status.to_dict()
+        operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
+        if operations:
+            tests: dict[str, Any] = {"/metadata/uid": entry.uid}
+            if raw.get("admission") is None:
+                tests["/status/admission"] = None
+            else:
+                tests["/status/admission/revision"] = raw["admission"].get("revision")
+            if not await self._write(TRAINING_SERVICES, key, tests, operations):
+                return STALE_SECONDS
+        self._emit(TRAINING_SERVICES, entry.view.metadata, plan.events)
+        for job in plan.wake:
+            self._watch.queue.add(Key(Kind.JOB, key.namespace, job))
+        return _seconds_until(plan.look_again_at)
+
+    async def _reconcile_version(self, key: Key) -> float | None:
+        """A ModelVersion whose job is gone; while the job is there, the job's own reconcile writes the version."""
+        entry = self._caches.versions.entry((key.namespace, key.name))
+        if entry is None or self._caches.jobs.get((key.namespace, entry.view.spec.job_name)) is not None:
+            return None
+        plan = lifecycle.decide_version(entry.view, _now())
+        if plan.status is None:
+            return None
+        raw, new = entry.status or {}, plan.status.to_dict()
+        operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
+        if operations and not await self._write(MODEL_VERSIONS, key, {"/metadata/uid": entry.uid}, operations):
+            return STALE_SECONDS
+        return None
+
+    async def _write(
+        self, resource: Resource, key: Key, tests: dict[str, Any], operations: list[dict[str, Any]]
+    ) -> bool:
+        """Patch the status; False when the object has changed meanwhile, the cache then has what is there now."""
+        cache = {
+            TRAINING_JOBS: self._caches.jobs,
+            TRAINING_SERVICES: self._caches.services,
+            MODEL_VERSIONS: self._caches.versions,
+        }[resource]
+        try:
+            written: Object = await self._cluster.patch_status(
+                resource, key.namespace, key.name, tests=tests, operations=operations
+            )
+        except StaleError as error:
+            logger.info("%s has changed, looking again (%s)", key, error)
+            found = await self._cluster.find(resource, key.namespace, key.name)
+            if found is not None:
+                self._watch.arrived(cache, found)
+            return False
+        # Our own write is no news to this key, yet to others: the service of a job, the jobs of a batch.
+        change = cache.apply(written)
+        if change is not None:
+            for woken in self._watch.keys(change):
+                if woken != key:
+                    self._watch.queue.add(woken)
+        return True
+
+    def _emit(self, resource: Resource, about: Metadata, notes: Sequence[Note]) -> None:
+        for note in notes:
+            self._recorder.emit(resource, about, note)
+
+
+def job_fields(raw: Object, new: Object) -> list[str]:
+    """The status fields that the loop may write now: those of the intake only when it is not the intake's turn."""
+    fields = (raw.keys() | new.keys()) - {"revision", "summary"}
+    turn = new.get("current") is not None and new.get("current") == raw.get("current")
+    if turn:
+        fields -= set(REPORTED)
+    if raw.get("summary") is None or new.get("summary") is None:
+        summary = ["summary"]
+    else:
+        summary = [f"summary/{name}" for name in SUMMARY if not (turn and name in REPORTED_SUMMARY)]
+    return [*sorted(fields), *summary]
+
+
+def _running(pod: AttemptPod) -> bool:
+    return pod.trainer is not None and pod.trainer.running
+
+
+def _age(metadata: Metadata, now: datetime) -> bool:
+    """Whether the object has had its time to start quietly."""
+    return metadata.creation_time is not None and (now - metadata.creation_time).total_seconds() > QUIET_SECONDS
+
+
+def _now() -> datetime:
+    """The time with the precision of Kubernetes: seconds."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _seconds_until(when: datetime | None) -> float | None:
+    if when is None:
+        return None
+    return max((when - datetime.now(UTC)).total_seconds(), STALE_SECONDS)

@@ -1,0 +1,231 @@
+"""Runs one replica: every replica takes reports, the one that holds the Lease decides.
+
+Crash-only: nothing has to be saved, so ending is the answer to everything that goes wrong for good (a lost lease, a watch
+that broke), and whoever starts next goes on from what is written in the cluster.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+
+from trainyard_api.run import Intake as IntakeAddress
+
+from trainyard_operator import tls
+from trainyard_operator.cluster import SECRETS, Cluster, ClusterError
+from trainyard_operator.events import Recorder
+from trainyard_operator.intake import PATH, Intake, serve, server_context
+from trainyard_operator.lease import Lease
+from trainyard_operator.metrics import Metrics
+from trainyard_operator.probes import Heartbeat, Probes
+from trainyard_operator.queue import WorkQueue
+from trainyard_operator.reconcile import Reconciler
+from trainyard_operator.settings import Settings
+from trainyard_operator.shell import Shell
+from trainyard_operator.tokens import Verifier
+from trainyard_operator.watch import Key, Watch
+
+logger = logging.getLogger("trainyard_operator")
+
+CERTIFICATE_SECONDS = 30.0
+"""How often a renewed certificate is looked for; the leader renews it when due."""
+
+
+class Certificate:
+    """The intake's certificate as this replica has it."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._files: dict[str, bytes] = {}
+        self.context = server_context()
+        self.loaded = asyncio.Event()
+
+    @property
+    def bundle(self) -> str | None:
+        """PEM of the authorities that a trainer must trust."""
+        return self._files[tls.BUNDLE].decode() if self._files else None
+
+    async def renew(self) -> None:
+        """Make what is missing or due; the leader's part."""
+        if self._settings.intake_certificate_dir is None:
+            hosts = [self._settings.intake_hostname]
+            self._load(
+                await tls.ensure_secret(
+                    self._cluster, self._settings.namespace, self._settings.intake_secret, hosts, datetime.now(UTC)
+                )
+            )
+
+    async def follow(self, *, leads: asyncio.Event) -> None:
+        """Keep up with renewals, for ever."""
+        while True:
+            try:
+                if leads.is_set():
+                    await self.renew()
+                await self._read()
+            except ClusterError as error:
+                logger.warning("the intake's certificate: %s", error)
+            await asyncio.sleep(CERTIFICATE_SECONDS if self.loaded.is_set() else 1.0)
+
+    async def _read(self) -> None:
+        folder = self._settings.intake_certificate_dir
+        if folder is not None:
+            self._load(await asyncio.to_thread(tls.read_folder, folder))
+        else:
+            found = await self._cluster.find(SECRETS, self._settings.namespace, self._settings.intake_secret)
+            self._load(tls.secret_data(found))
+
+    def _load(self, files: dict[str, bytes]) -> None:
+        if files == self._files or not {tls.BUNDLE, tls.CERTIFICATE, tls.KEY} <= files.keys():
+            return
+        tls.load_into(self.context, files)
+        self._files = files
+        self.loaded.set()
+
+
+class Operator:
+    """The parts of one replica and the order in which they start."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._metrics = Metrics()
+        self._heartbeat = Heartbeat(self._metrics)
+        self._probes = Probes(
+            self._metrics,
+            self._heartbeat,
+            watch_seconds=settings.watch_server_seconds + 2 * settings.watch_inactivity_seconds,
+        )
+        self._certificate = Certificate(cluster, settings)
+        self._leads = asyncio.Event()
+        self._lease = Lease(
+            cluster, settings.namespace, settings.lease_name, settings.identity, seconds=settings.lease_seconds
+        )
+
+    async def run(self) -> None:
+        """Serve and, when it is this replica's turn, decide. Ends only by an exception."""
+        settings = self._settings
+        await serve(self._probes.application(), settings.probe_host, settings.probe_port, None)
+        self._probes.taking_reports = self._certificate.loaded.is_set
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._heartbeat.run(), name="heartbeat")
+            group.create_task(self._certificate.follow(leads=self._leads), name="certificate")
+            group.create_task(self._take_reports(), name="intake")
+            group.create_task(self._lead(), name="leader")
+
+    async def release(self) -> None:
+        """Let another replica take over at once."""
+        if self._leads.is_set():
+            await self._lease.release()
+
+    async def _take_reports(self) -> None:
+        await self._certificate.loaded.wait()
+        settings = self._settings
+        intake = Intake(self._cluster, Verifier(self._cluster), self._metrics, report_seconds=settings.report_seconds)
+        await serve(intake.application(), settings.intake_host, settings.intake_port, self._certificate.context)
+        logger.info("taking reports on port %d", settings.intake_port)
+
+    async def _lead(self) -> None:
+        await self._lease.acquire()
+        self._leads.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._lease.hold(), name="lease")
+            group.create_task(self._decide(), name="decide")
+
+    async def _decide(self) -> None:
+        settings = self._settings
+        queue: WorkQueue[Key] = WorkQueue()
+        watch = Watch(queue, nodes=settings.watch_nodes)
+        self._probes.leads(watch, queue)
+        shell = Shell(self._cluster, watch, settings)
+        recorder = Recorder(self._cluster, settings.identity)
+        reconciler = Reconciler(self._cluster, watch, recorder, self._metrics, settings, self._intake_address)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(shell.run(), name="kopf")
+            await shell.started.wait()
+            _end_on_signals(self)  # Kopf has put its own handlers in their place, which take seconds to end
+            await shell.watching()
+            await self._certificate.renew()
+            await self._certificate.loaded.wait()
+            await watch.resync(self._cluster, settings.watch_namespaces)
+            watch.enabled = True
+            watch.wake_all()
+            logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")
+            group.create_task(recorder.run(), name="events")
+            group.create_task(queue.work(reconciler, settings.workers), name="workers")
+            group.create_task(self._resync(watch), name="resync")
+
+    async def _resync(self, watch: Watch) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                corrections = await watch.resync(self._cluster, self._settings.watch_namespaces)
+            except ClusterError as error:
+                logger.warning("the periodic list failed: %s", error)
+                continue
+            self._metrics.resync_corrections.inc(corrections)
+            watch.wake_all()
+
+    def _intake_address(self) -> IntakeAddress:
+        return IntakeAddress(url=self._settings.intake_url.rstrip("/") + PATH, ca_pem=self._certificate.bundle)
+
+
+def _end_on_signals(operator: Operator) -> None:
+    """On SIGTERM and SIGINT: give the lease back and end. There is nothing else to finish, and no reason to wait."""
+    loop = asyncio.get_running_loop()
+    ending: list[asyncio.Task[None]] = []
+
+    async def end() -> None:
+        try:
+            async with asyncio.timeout(5):
+                await operator.release()
+        finally:
+            _exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: ending or ending.append(asyncio.create_task(end())))
+
+
+def _exit(code: int) -> None:
+    """End without a farewell: tasks that hang on a connection must not keep a replica that may not write any more."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+async def _run(settings: Settings) -> None:
+    cluster = await Cluster.connect(seconds=settings.request_seconds)
+    operator = Operator(cluster, settings)
+    _end_on_signals(operator)
+    await operator.run()
+
+
+def main() -> None:
+    """The entry point of the image."""
+    settings = Settings()
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    # Kopf writes bodies of objects into its lines.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    try:
+        asyncio.run(_run(settings))
+    except BaseException as error:
+        for cause in _causes(error):
+            known = hasattr(cause, "expected") or type(cause).__name__ == "LeaseLostError"
+            logger.error("ending: %s: %s", type(cause).__name__, cause, exc_info=None if known else cause)
+        _exit(1)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The errors in nested exception groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return [cause for part in error.exceptions for cause in _causes(part)]
+    return [error]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The HTTPS server that takes the trainers' reports and writes them into `status.progress`; any replica serves it, none holds state.
+
+A report is taken when its token is bound to the pod of the job's current attempt. What is written is tested on exactly that,
+on the job's uid, and on the sequence that was read, so that of reports that cross each other the newest stays, and one that
+comes when the attempt is over is refused by the API server itself. Every refusal is a JSON object with `reason` and `message`:
+
+401 no good token; 403 the token's pod is not this attempt's, or of another namespace; 404 no such job; 409 the job is over, the
+attempt is not the current one, or the sequence goes back; 413 too large; 422 not a report; 429 too soon; 503 try again.
+"""
+
+import logging
+import ssl
+import time
+from collections import OrderedDict
+from typing import Any
+
+from aiohttp import web
+from pydantic import ValidationError
+from trainyard_api.report import MAX_REPORT_BYTES, Answer, Report
+
+from trainyard_operator.cluster import TRAINING_JOBS, Cluster, ClusterError, NotFoundError, Object, StaleError
+from trainyard_operator.metrics import Metrics
+from trainyard_operator.reported import report_operations
+from trainyard_operator.tokens import Reporter, TokenError, Verifier
+
+logger = logging.getLogger(__name__)
+
+PATH = "/v1/reports"
+TRIES = 5
+OVER = frozenset({"Succeeded", "Failed", "Aborted", "Canceled", "Stopped"})
+MAX_PODS = 20_000
+
+
+class Refusal(Exception):
+    """An answer other than 200; `message` is for the person who reads the trainer's log."""
+
+    def __init__(self, status: int, reason: str, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class Pace:
+    """One accepted report per pod and interval. Held per replica: its loss allows one report more, nothing else."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._taken: OrderedDict[str, float] = OrderedDict()
+
+    def wait(self, pod_uid: str) -> float:
+        """Seconds until this pod's next report is taken; 0: now."""
+        since = time.monotonic() - self._taken.get(pod_uid, float("-inf"))
+        return max(0.0, self._seconds - since)
+
+    def took(self, pod_uid: str) -> None:
+        self._taken[pod_uid] = time.monotonic()
+        self._taken.move_to_end(pod_uid)
+        while len(self._taken) > MAX_PODS:
+            self._taken.popitem(last=False)
+
+
+class Intake:
+    """Answers `POST /v1/reports`."""
+
+    def __init__(self, cluster: Cluster, verifier: Verifier, metrics: Metrics, *, report_seconds: float) -> None:
+        self._cluster = cluster
+        self._verifier = verifier
+        self._metrics = metrics
+        self._pace = Pace(report_seconds)
+
+    def application(self) -> web.Application:
+        # aiohttp answers 413 by itself from here on; one byte more lets us answer in our own words.
+        application = web.Application(client_max_size=MAX_REPORT_BYTES + 1)
+        application.router.add_post(PATH, self._post)
+        return application
+
+    async def _post(self, request: web.Request) -> web.Response:
+        began = time.perf_counter()
+        try:
+            answer = await self._take(request)
+            response = web.json_response(answer.to_dict())
+        except Refusal as refusal:
+            logger.info("report refused: %s %s: %s", refusal.status, refusal.reason, refusal)
+            response = _refused(refusal)
+        self._metrics.reports.labels(str(response.status)).inc()
+        self._metrics.report_seconds.observe(time.perf_counter() - began)
+        return response
+
+    async def _take(self, request: web.Request) -> Answer:
+        # The token first: who is nobody gets no byte of his body parsed.
+        reporter = await self._authenticate(request)
+        report = await _read_report(request)
+        if report.namespace != reporter.namespace:
+            raise Refusal(
+                403, "OtherNamespace", f"the token is of namespace {reporter.namespace}, not {report.namespace}"
+            )
+        if wait := self._pace.wait(reporter.pod_uid):
+            raise Refusal(429, "TooSoon", f"the next report is taken in {wait:.2f} s; send it then", retry_after=wait)
+        try:
+            for _ in range(TRIES):
+                job = await self._cluster.get(TRAINING_JOBS, report.namespace, report.job)
+                check(job, report, reporter)
+                try:
+                    await self._write(job, report)
+                except StaleError:
+                    continue  # the loop or another report was faster: look again
+                self._pace.took(reporter.pod_uid)
+                return Answer.model_validate({"end": job["spec"].get("end")})
+        except NotFoundError as error:
+            raise Refusal(404, "NoSuchJob", f"there is no TrainingJob {report.namespace}/{report.job}") from error
+        except ClusterError as error:
+            logger.warning("report of %s/%s: %s", report.namespace, report.job, error)
+            raise Refusal(503, "ClusterUnavailable", "the cluster did not take the report", retry_after=1.0) from error
+        raise Refusal(503, "Contended", "the job's status is being written all the time", retry_after=0.2)
+
+    async def _authenticate(self, request: web.Request) -> Reporter:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise Refusal(401, "NoToken", "send the pod's token as Authorization: Bearer")
+        try:
+            return await self._verifier.reporter(token.strip())
+        except TokenError as error:
+            raise Refusal(401, "BadToken", str(error)) from error
+        except ClusterError as error:
+            logger.warning("the cluster's keys cannot be read: %s", error)
+            raise Refusal(503, "KeysUnavailable", "the token cannot be verified now", retry_after=1.0) from error
+
+    async def _write(self, job: Object, report: Report) -> None:
+        status = job["status"]
+        progress = status.get("progress")
+        tests: dict[str, Any] = {"/metadata/uid": job["metadata"]["uid"], "/status/current": status["current"]}
+        if progress is None:
+            tests["/status/progress"] = None
+        else:
+            tests["/status/progress/sequence"] = progress.get("sequence")
+        await self._cluster.patch_status(
+            TRAINING_JOBS, report.namespace, report.job, tests=tests, operations=report_operations(status, report)
+        )
+
+
+def check(job: Object, report: Report, reporter: Reporter) -> None:
+    """Whether the report may be written into this job. Raises `Refusal`."""
+    status = job.get("status") or {}
+    current = status.get("current")
+    if job["metadata"]["uid"] != report.uid:
+        raise Refusal(404, "OtherJob", f"TrainingJob {report.job} was deleted and made again; this is not its attempt")
+    run, number = status.get("run") or 0, report.attempt
+    if current is None:
+        ended = any(
+            (a.get("run") or 0, a["number"]) == (report.run, number) and a.get("endTime")
+            for a in status.get("attempts") or ()
+        )
+        if ended or status.get("state") in OVER:
+            raise Refusal(
+                409, "AttemptOver", f"attempt {number} of {report.job} is over; the job is {status.get('state')}"
+            )
+        # A quick trainer reports before the operator has seen its pod run.
+        raise Refusal(503, "NotYetCurrent", f"attempt {number} is not known to run yet; send it again", retry_after=0.5)
+    if current["attempt"] != number or run != report.run:
+        raise Refusal(409, "OtherAttempt", f"the current attempt is {current['attempt']} of run {run}, not {number}")
+    if current["podUID"] != reporter.pod_uid:
+        raise Refusal(403, "OtherPod", f"pod {reporter.pod_name} is not that of attempt {number}")
+    last = (status.get("progress") or {}).get("sequence") or 0
+    if report.sequence <= last:
+        raise Refusal(409, "SequenceBack", f"report {report.sequence} comes after report {last}")
+
+
+async def _read_report(request: web.Request) -> Report:
+    too_large = Refusal(413, "TooLarge", f"a report is at most {MAX_REPORT_BYTES} bytes")
+    if (request.content_length or 0) > MAX_REPORT_BYTES:
+        raise too_large
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise too_large from error
+    if len(body) > MAX_REPORT_BYTES:
+        raise too_large
+    try:
+        return Report.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise Refusal(422, "NotAReport", f"{where}: {first['msg']}") from error
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    headers = {} if refusal.retry_after is None else {"Retry-After": f"{max(1, round(refusal.retry_after + 0.49))}"}
+    body: dict[str, Any] = {"reason": refusal.reason, "message": str(refusal)}
+    if refusal.retry_after is not None:
+        body["retryAfterSeconds"] = round(refusal.retry_after, 3)
+    return web.json_response(body, status=refusal.status, headers=headers)
+
+
+async def serve(application: web.Application, host: str, port: int, context: ssl.SSLContext | None) -> web.AppRunner:
+    """Start a server; `cleanup` ends it."""
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
+    return runner
+
+
+def server_context() -> ssl.SSLContext:
+    """TLS 1.2 and up; the certificate is loaded by `tls.load_into`, again whenever it was renewed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

@@ -1,0 +1,109 @@
+"""`/healthz`, `/readyz` and `/metrics`: whether this replica does its work, not merely whether its loop turns.
+
+A replica is alive while its event loop keeps time, its queue moves and, on the leader, every watch has given a sign of life
+within the time after which the API server ends it anyway. It is ready when it can take reports.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from aiohttp import web
+
+from trainyard_operator.metrics import CONTENT_TYPE, Metrics
+from trainyard_operator.queue import WorkQueue
+from trainyard_operator.watch import Key, Watch
+
+BEAT_SECONDS = 1.0
+MAX_LAG_SECONDS = 10.0
+MAX_WAIT_SECONDS = 300.0
+MAX_RUN_SECONDS = 300.0
+START_SECONDS = 120.0
+"""A new leader may take this long to open its watches."""
+
+
+class Heartbeat:
+    """Measures how late the event loop is."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._last = time.monotonic()
+
+    async def run(self) -> None:
+        while True:
+            self._last = time.monotonic()
+            await asyncio.sleep(BEAT_SECONDS)
+            self._metrics.loop_lag.set(max(0.0, time.monotonic() - self._last - BEAT_SECONDS))
+
+    def lag(self) -> float:
+        """Seconds by which the next beat is overdue."""
+        return max(0.0, time.monotonic() - self._last - BEAT_SECONDS)
+
+
+class Probes:
+    """What the probes ask."""
+
+    def __init__(self, metrics: Metrics, heartbeat: Heartbeat, *, watch_seconds: float) -> None:
+        self._metrics = metrics
+        self._heartbeat = heartbeat
+        self._watch_seconds = watch_seconds
+        self._leading_since: float | None = None
+        self._watch: Watch | None = None
+        self._queue: WorkQueue[Key] | None = None
+        self.taking_reports: Callable[[], bool] = lambda: False
+
+    def leads(self, watch: Watch, queue: WorkQueue[Key]) -> None:
+        """From now on the watches and the queue count."""
+        self._leading_since = time.monotonic()
+        self._watch, self._queue = watch, queue
+        self._metrics.leader.set(1)
+
+    def troubles(self) -> list[str]:
+        """Why this replica should be started again; empty while it is well."""
+        found: list[str] = []
+        if (lag := self._heartbeat.lag()) > MAX_LAG_SECONDS:
+            found.append(f"the event loop is {lag:.0f} s late")
+        if self._queue is not None:
+            if (age := self._queue.oldest_seconds()) > MAX_WAIT_SECONDS:
+                found.append(f"the oldest key has waited {age:.0f} s for a worker")
+            if (age := self._queue.longest_running_seconds()) > MAX_RUN_SECONDS:
+                found.append(f"a reconcile has been running for {age:.0f} s")
+        if self._watch is not None and self._leading_since is not None:
+            leading = time.monotonic() - self._leading_since
+            for plural, silent in self._watch.silent_seconds().items():
+                if min(silent, leading) > max(self._watch_seconds, START_SECONDS):
+                    found.append(f"the watch of {plural} has given no sign of life for {min(silent, leading):.0f} s")
+        return found
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        application.router.add_get("/healthz", self._healthz)
+        application.router.add_get("/readyz", self._readyz)
+        application.router.add_get("/metrics", self._render)
+        return application
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return _answer(self.troubles())
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        return _answer([] if self.taking_reports() else ["the intake has no certificate yet"])
+
+    async def _render(self, _: web.Request) -> web.Response:
+        if self._queue is not None:
+            self._metrics.queue_length.set(len(self._queue))
+            self._metrics.queue_oldest.set(self._queue.oldest_seconds())
+        if self._watch is not None:
+            for plural, silent in self._watch.silent_seconds().items():
+                self._metrics.watch_silence.labels(plural).set(silent)
+            states = Counter(view.status.state for view in self._watch.caches.jobs.views())
+            self._metrics.jobs.clear()
+            for state, count in states.items():
+                self._metrics.jobs.labels(state).set(count)
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _answer(troubles: list[str]) -> web.Response:
+    if troubles:
+        return web.Response(status=503, text="".join(f"{trouble}\n" for trouble in troubles))
+    return web.Response(text="ok\n")

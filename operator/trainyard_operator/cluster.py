@@ -158,7 +158,11 @@ class Cluster:
     ) -> Any:
         """The decoded JSON of the answer. Raises a `ClusterError` for everything that is not a success."""
         url = self.server + path + ("?" + urlencode(query) if query else "")
-        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
+        headers = {
+            "Accept": "application/json, */*;q=0.1",
+            "Content-Type": content_type,
+            "User-Agent": "trainyard-operator",
+        }
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
         limit = aiohttp.ClientTimeout(total=seconds or self._seconds)

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
+from trainyard_operator.cluster import Cluster
 
 from devcluster import Cluster as Devcluster
-from trainyard_operator.cluster import Cluster
 
 
 @pytest_asyncio.fixture

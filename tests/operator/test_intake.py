@@ -15,7 +15,6 @@ import jwt
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import rsa
-
 from trainyard_api.report import MAX_REPORT_BYTES
 from trainyard_operator import tls
 from trainyard_operator.cluster import PODS, TRAINING_JOBS, Cluster, StaleError
@@ -124,9 +123,7 @@ async def bench(api: Cluster, namespace: str, request: pytest.FixtureRequest) ->
         uid, pod_uid = job["metadata"]["uid"], attempt_pod["metadata"]["uid"]
         bench = Bench(api, namespace, uid, pod_uid, [url for url, _ in replicas], session)
         current = {"attempt": 1, "podUID": pod_uid}
-        await bench.write(
-            state="Preparing", run=0, attempts=[attempt(1)], current=current, summary={"attempt": "0/3"}
-        )
+        await bench.write(state="Preparing", run=0, attempts=[attempt(1)], current=current, summary={"attempt": "0/3"})
         yield bench
     for _, runner in replicas:
         await runner.cleanup()

@@ -75,6 +75,8 @@ class Cache(Generic[View]):
         self._indexes = indexes
         self._indexed: dict[str, dict[Hashable, set[Name]]] = {name: defaultdict(set) for name in indexes}
         self._gone: dict[str, int] = {}
+        self.changes = 0
+        """Goes up whenever something is put in or taken out."""
 
     def apply(self, obj: Object, *, deleted: bool = False) -> Change[View] | None:
         """Take an object in; the change it makes to the view, or None when it is no news."""
@@ -143,12 +145,14 @@ class Cache(Generic[View]):
         if name in self._entries:
             self._drop(name)
         self._entries[name] = entry
+        self.changes += 1
         for index, keys_of in self._indexes.items():
             for key in keys_of(name, entry.view):
                 self._indexed[index][key].add(name)
 
     def _drop(self, name: Name) -> None:
         entry = self._entries.pop(name)
+        self.changes += 1
         for index, keys_of in self._indexes.items():
             for key in keys_of(name, entry.view):
                 names = self._indexed[index][key]
@@ -199,6 +203,15 @@ class Caches:
             node=lambda _, view: (view.node,) if view.node else (),
         )
         self.nodes: Cache[NodeView] = Cache(NODES, parse.parse_node)
+        self._nodes: dict[str, NodeView] = {}
+        self._nodes_at = 0
+
+    def nodes_by_name(self) -> dict[str, NodeView]:
+        """All nodes; made anew only when one has changed."""
+        if self._nodes_at != self.nodes.changes:
+            self._nodes_at = self.nodes.changes
+            self._nodes = {view.name: view for view in self.nodes.views()}
+        return self._nodes
 
     def all(self, *, nodes: bool) -> tuple[Cache[Any], ...]:
         """Every cache; that of nodes only where the operator may read them."""

@@ -6,7 +6,7 @@ before its action; then the Events about it; then the actions. Whatever fails en
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,6 +34,7 @@ from trainyard_operator.decide.model import (
     JobSnapshot,
     JobView,
     Metadata,
+    NodeView,
     Note,
     QueuePlace,
     ServiceSnapshot,
@@ -75,6 +76,7 @@ class Reconciler:
         self._metrics = metrics
         self._settings = settings
         self._actions = Actions(cluster, watch, settings, intake)
+        self._reports_since = _now()
         self._defaults = Defaults(
             service=settings.default_service,
             keep_finished_seconds=settings.keep_finished_seconds,
@@ -158,6 +160,7 @@ class Reconciler:
                     service=service_view,
                     jobs=caches.jobs.by("service", (namespace, service_name)),
                     pods=caches.pods.by("service", (namespace, service_name)),
+                    nodes=self._nodes(),
                     defaults=self._defaults,
                 ),
                 job,
@@ -167,11 +170,15 @@ class Reconciler:
             jobs=tuple(attempt_jobs.values()),
             pods=pods,
             events=await self._events_about(namespace, tuple(attempt_jobs.values()), pods),
-            nodes={view.name: view for view in caches.nodes.views()} if self._settings.watch_nodes else None,
+            nodes=self._nodes(),
             versions=caches.versions.by("namespace", (namespace,)),
             start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
+            reports_since=self._reports_since,
             defaults=self._defaults,
         )
+
+    def _nodes(self) -> Mapping[str, NodeView] | None:
+        return self._caches.nodes_by_name() if self._settings.watch_nodes else None
 
     async def _confirm_missing(self, job: JobView) -> None:
         """Ask the API server for children that the ledger knows and the caches lack: a watch may have a gap."""
@@ -216,6 +223,7 @@ class Reconciler:
             service=entry.view,
             jobs=self._caches.jobs.by("service", name),
             pods=self._caches.pods.by("service", name),
+            nodes=self._nodes(),
             defaults=self._defaults,
         )
         plan = service.decide_service(snapshot)

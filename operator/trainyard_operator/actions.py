@@ -44,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 class Actions:
-    """Every method answers whether it has changed what the next decision sees; what is done already is a success."""
+    """Every method answers whether the next decision sees something new; what is done already is a success.
+
+    The caches judge that: an action that a decision asks for again and again without effect must not become a busy loop.
+    """
 
     def __init__(self, cluster: Cluster, watch: Watch, settings: Settings, intake: Callable[[], Intake]) -> None:
         self._cluster = cluster
@@ -95,8 +98,7 @@ class Actions:
             created = await self._cluster.create(TRAINING_SERVICES, body)
         except ConflictError:
             created = await self._cluster.get(TRAINING_SERVICES, namespace, action.name)
-        self._watch.arrived(self._caches.services, created)
-        return True
+        return self._watch.arrived(self._caches.services, created)
 
     async def _create_version(self, job: JobView, action: CreateVersion) -> bool:
         body = {
@@ -115,13 +117,13 @@ class Actions:
         }
         version, _ = await self._cluster.create_or_adopt(MODEL_VERSIONS, body)
         # Ours or not, the next decision has to know that this number is taken.
-        self._caches.versions.apply(version)
+        news = self._caches.versions.apply(version) is not None
         spec = version["spec"]
         if (spec.get("jobUID"), spec.get("run", 0)) != (action.spec.job_uid, action.spec.run):
             raise ForeignObjectError(
                 f"ModelVersion {action.name} was made by {spec.get('jobName')}; the next number is taken", version
             )
-        return True
+        return news
 
     async def _write_version_status(self, namespace: str, action: WriteVersionStatus) -> bool:
         entry = self._caches.versions.entry((namespace, action.name))
@@ -139,11 +141,8 @@ class Actions:
             return False
         except StaleError:
             found = await self._cluster.find(MODEL_VERSIONS, namespace, action.name)
-            if found is not None:
-                self._caches.versions.apply(found)
-            return True
-        self._caches.versions.apply(written)
-        return True
+            return found is not None and self._caches.versions.apply(found) is not None
+        return self._caches.versions.apply(written) is not None
 
     async def _create_job(self, job: JobView, service: ServiceView, action: CreateJob) -> bool:
         owner = manifests.Owner(job.metadata.name, job.metadata.namespace, job.metadata.uid)
@@ -154,8 +153,7 @@ class Actions:
         logger.info(
             "%s/%s: %s Job %s", owner.namespace, owner.name, "made" if new else "adopted", action.attempt.job_name
         )
-        self._caches.attempt_jobs.apply(created)
-        return True
+        return self._caches.attempt_jobs.apply(created) is not None
 
     async def _lower_deadline(self, namespace: str, action: LowerDeadline) -> bool:
         """The API server refuses to raise a deadline, so a late or repeated call can do no harm."""
@@ -178,8 +176,5 @@ class Actions:
             return False
         except StaleError:
             found = await self._cluster.find(PODS, namespace, action.pod)
-            if found is not None:
-                self._caches.pods.apply(found)
-            return True
-        self._caches.pods.apply(patched)
-        return True
+            return found is not None and self._caches.pods.apply(found) is not None
+        return self._caches.pods.apply(patched) is not None

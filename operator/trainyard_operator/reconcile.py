@@ -171,7 +171,7 @@ class Reconciler:
             pods=pods,
             events=await self._events_about(namespace, tuple(attempt_jobs.values()), pods),
             nodes=self._nodes(),
-            versions=caches.versions.by("namespace", (namespace,)),
+            versions=caches.versions.by("namespace", namespace),
             start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
             reports_since=self._reports_since,
             defaults=self._defaults,

@@ -99,8 +99,8 @@ class Watch:
             for cache in self.watched
         }
 
-    def arrived(self, cache: Cache[Any], obj: Object, *, deleted: bool = False) -> None:
-        """Take in one object and wake those whom the change concerns."""
+    def arrived(self, cache: Cache[Any], obj: Object, *, deleted: bool = False) -> bool:
+        """Take in one object and wake those whom the change concerns; whether it was news."""
         try:
             change = cache.apply(obj, deleted=deleted)
         except ValueError as error:
@@ -113,9 +113,10 @@ class Watch:
                 metadata.get("name"),
                 str(error).splitlines()[0],
             )
-            return
+            return False
         if change is not None:
             self.wake(change)
+        return change is not None
 
     def wake(self, change: Change[Any]) -> None:
         if not self.enabled:

@@ -1,0 +1,136 @@
+"""A trainer that trains nothing: it keeps the contract of RunSpec, Report and ExitCode, quickly and without torch.
+
+Python imports a module of this name at its start, so that PYTHONPATH alone makes any Python image this trainer. What it does
+is told by FAKE_TRAINER: a JSON list with an object for each attempt, the last one for all that follow:
+`steps` and `pause` (seconds per step), `exit` with `reason` and `message`, `silent` (no report after this step), `hang`
+(never ends by itself), `deaf` (ignores SIGTERM), `version` (with exit 78), `lines` (left unread by the termination message).
+"""
+
+import json
+import os
+import signal
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+class Stop(BaseException):
+    """SIGTERM came."""
+
+
+def main() -> int:
+    spec = json.loads(Path(os.environ["TRAINYARD_RUN_SPEC"]).read_text())
+    plans = json.loads(os.environ.get("FAKE_TRAINER", "[{}]"))
+    plan = plans[min(spec.get("attempt", 1), len(plans)) - 1]
+    trainer = Trainer(spec, plan)
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if plan.get("deaf") else stop)
+    try:
+        return trainer.train()
+    except Stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return trainer.end(75, "Interrupted", "SIGTERM: the checkpoint is saved")
+
+
+class Trainer:
+    def __init__(self, spec: dict, plan: dict) -> None:
+        self.spec, self.plan = spec, plan
+        self.sequence = 0
+        self.step = 0
+        self.steps = plan.get("steps", 3)
+        self.began = time.monotonic()
+        intake = spec["intake"]
+        context = ssl.create_default_context(cadata=intake["caPem"]) if intake.get("caPem") else None
+        handlers = [urllib.request.ProxyHandler({})] + (
+            [urllib.request.HTTPSHandler(context=context)] if context else []
+        )
+        self.opener = urllib.request.build_opener(*handlers)
+
+    def train(self) -> int:
+        plan = self.plan
+        print(
+            json.dumps({"event": "start", "attempt": self.spec["attempt"], "resumeFrom": self.spec.get("resumeFrom")})
+        )
+        self.report("Fetching", must=True)
+        for _ in range(self.steps):
+            time.sleep(plan.get("pause", 0.05))
+            self.step += 1
+            self.report("Training", must=self.step == 1)
+        while plan.get("hang"):
+            time.sleep(0.2)
+            self.report("Training")
+        if code := plan.get("exit", 0):
+            return self.end(code, plan.get("reason", "Error"), plan.get("message", "told to fail"))
+        return self.end(0, "Completed", "trained")
+
+    def end(self, code: int, reason: str, message: str) -> int:
+        result = {
+            "exitCode": code,
+            "reason": reason,
+            "message": message,
+            "step": self.step,
+            "steps": self.steps,
+            "checkpointStep": self.step or None,
+            "trainingSeconds": round(time.monotonic() - self.began),
+            "version": self.plan.get("version"),
+        }
+        if code == 0:
+            run = f"{self.spec['outputURI']}/{self.spec['model']}/v{self.spec.get('version', 1)}"
+            result |= {"manifestURI": f"{run}/manifest.json", "metrics": {"mAP50": 0.9}, "labels": ["circle", "square"]}
+            result |= {"artifacts": [{"name": "model.onnx", "uri": f"{run}/a1/model.onnx", "size": 1}]}
+        result = {key: value for key, value in result.items() if value is not None}
+        if self.plan.get("silent") is None:
+            self.report("Done", must=True, result=result)
+        Path("/dev/termination-log").write_text(json.dumps(result))
+        return code
+
+    def report(self, phase: str, *, must: bool = False, **more: object) -> None:
+        silent = self.plan.get("silent")
+        if silent is not None and self.step >= silent:
+            return
+        self.sequence += 1
+        body = {name: self.spec[name] for name in ("job", "namespace", "uid", "attempt")}
+        body |= {"run": self.spec.get("run", 0), "sequence": self.sequence, "phase": phase}
+        body |= {"step": self.step, "steps": self.steps, "percent": 100 * self.step // max(1, self.steps)}
+        body |= {"trainingSeconds": round(time.monotonic() - self.began), "checkpointStep": self.step}
+        body |= {"metrics": {"latest": {"loss": 1 / (1 + self.step)}, "best": {"mAP50": 0.5}}} | more
+        deadline = time.monotonic() + (10 if must else 0)
+        while True:
+            status, wait = self.post(body)
+            if status == 200 or (400 <= status < 500 and status != 429):
+                return
+            if time.monotonic() + wait >= deadline:
+                return
+            time.sleep(wait)
+
+    def post(self, body: dict) -> tuple[int, float]:
+        token = Path(self.spec["intake"]["tokenPath"]).read_text().strip()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.spec["intake"]["url"], json.dumps(body).encode(), headers)
+        try:
+            with self.opener.open(request, timeout=5) as answer:
+                return answer.status, 0.0
+        except urllib.error.HTTPError as error:
+            print(
+                json.dumps({"event": "refused", "status": error.code, "answer": error.read(500).decode()}), flush=True
+            )
+            return error.code, 0.3
+        except OSError as error:
+            print(json.dumps({"event": "no answer", "error": str(error)}), flush=True)
+            return 0, 0.3
+
+
+if "TRAINYARD_RUN_SPEC" in os.environ:
+    code = 1
+    try:
+        code = main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

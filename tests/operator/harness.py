@@ -1,0 +1,193 @@
+"""Runs the operator as a process, kills it, and waits for what it should bring about."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainyard_operator.cluster import JOBS, MODEL_VERSIONS, PODS, TRAINING_JOBS, TRAINING_SERVICES, Cluster
+
+FAKE_TRAINER = Path(__file__).parent / "fake_trainer"
+FINAL = {"Succeeded", "Failed", "Stopped", "Canceled", "Aborted"}
+Object = dict[str, Any]
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    with socket.socket() as found:
+        found.bind((address, 0))
+        return found.getsockname()[1]
+
+
+class Operator:
+    """The operator under test, started again as often as a test likes; its ports and its identity stay."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, log: Path, **settings: Any) -> None:
+        self.namespace = namespace
+        self.log = log
+        self.probe_port, self.intake_port = free_port(), free_port()
+        own = {
+            "namespace": namespace,
+            "watch_namespaces": namespace,
+            "identity": "operator-under-test",
+            "lease_seconds": 4,
+            "probe_host": "127.0.0.1",
+            "probe_port": self.probe_port,
+            "intake_host": "127.0.0.1",
+            "intake_port": self.intake_port,
+            "intake_url": f"https://127.0.0.1:{self.intake_port}",
+            "report_seconds": 0.1,
+            "default_cpu": "10m",
+            "default_memory": "64Mi",
+            "default_shared_memory": "8Mi",
+            "log_level": "DEBUG" if os.environ.get("TRAINYARD_TEST_DEBUG") else "INFO",
+        } | settings
+        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")}
+        self._environment["KUBECONFIG"] = str(kubeconfig)
+        for key, value in own.items():
+            text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+            self._environment[f"TRAINYARD_{key.upper()}"] = text
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "trainyard_operator"], env=self._environment, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to write anything down."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def end(self, seconds: float = 8) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """GET from the probe port; 0 when nobody answers."""
+        import urllib.error
+        import urllib.request
+
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.probe_port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+
+class Yard:
+    """A namespace with the operator's objects in it, and short words for what tests do there."""
+
+    def __init__(self, api: Cluster, namespace: str) -> None:
+        self.api = api
+        self.namespace = namespace
+
+    async def service(self, name: str, **spec: Any) -> Object:
+        """A service of yard-nano that runs the fake trainer on CPU."""
+        defaults: Object = {
+            "architecture": "yard-nano",
+            "image": "local/python",
+            "instance": {"gpus": 0, "cpu": "10m", "memory": "64Mi"},
+            "scaling": {"maxInstances": 50},
+            "execution": {"drainSeconds": 5, "backoffSeconds": 1},
+            "env": [{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}],
+        }
+        for key, value in spec.items():
+            defaults[key] = defaults[key] | value if isinstance(value, dict) and key in defaults else value
+        metadata = {"namespace": self.namespace, "name": name}
+        body = {
+            "apiVersion": "trainyard.dev/v1alpha1",
+            "kind": "TrainingService",
+            "metadata": metadata,
+            "spec": defaults,
+        }
+        return await self.api.create(TRAINING_SERVICES, body)
+
+    async def job(self, name: str, *attempts: Object, service: str | None = "fake", **spec: Any) -> Object:
+        """A job whose attempts do what is told, on `service`."""
+        body = training_job(self.namespace, name, *attempts, service=service, **spec)
+        return await self.api.create(TRAINING_JOBS, body)
+
+    async def edit(self, name: str, **spec: Any) -> None:
+        """Change fields of a job's spec; None removes one."""
+        operations = [
+            {"op": "remove", "path": f"/spec/{key}"}
+            if value is None
+            else {"op": "add", "path": f"/spec/{key}", "value": value}
+            for key, value in spec.items()
+        ]
+        await self.api.patch(TRAINING_JOBS, self.namespace, name, operations)
+
+    async def status(self, name: str) -> Object:
+        return (await self.api.get(TRAINING_JOBS, self.namespace, name))["status"]
+
+    async def until(
+        self, name: str, condition: str | Callable[[Object], Any], seconds: float = 60, what: str = ""
+    ) -> Object:
+        """The job's status once `condition` (a state, or a predicate of the status) holds."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = await self.status(name)
+            if status["state"] == condition if isinstance(condition, str) else condition(status):
+                return status
+            if time.monotonic() > deadline:
+                wanted = what or (condition if isinstance(condition, str) else "the condition")
+                raise AssertionError(
+                    f"job {name} did not reach {wanted} in {seconds} s: {json.dumps(status, indent=1)}"
+                )
+            await asyncio.sleep(0.2)
+
+    async def finished(self, name: str, seconds: float = 60) -> Object:
+        """The status of the job when it is over."""
+        return await self.until(name, lambda status: status["state"] in FINAL, seconds, "a final state")
+
+    async def children(self, name: str) -> list[str]:
+        """Names of the batch/v1 Jobs and pods of a job."""
+        label = f"trainyard.dev/job={name}"
+        found = [await self.api.list_all(kind, self.namespace, labels=label) for kind in (JOBS, PODS)]
+        return [item["metadata"]["name"] for items in found for item in items]
+
+    async def gone(self, name: str, seconds: float = 40) -> None:
+        """Wait until nothing of a deleted job is left."""
+        deadline = time.monotonic() + seconds
+        while left := await self.children(name):
+            assert time.monotonic() < deadline, f"{left} of job {name} are still there"
+            await asyncio.sleep(0.2)
+
+    async def versions(self, name: str) -> list[Object]:
+        items = await self.api.list_all(MODEL_VERSIONS, self.namespace)
+        return [item for item in items if item["spec"]["jobName"] == name]
+
+    async def events(self, name: str) -> list[Object]:
+        path = f"/api/v1/namespaces/{self.namespace}/events"
+        query = {"fieldSelector": f"involvedObject.kind=TrainingJob,involvedObject.name={name}"}
+        return (await self.api.request("GET", path, query=query))["items"]
+
+
+def training_job(namespace: str, name: str, *attempts: Object, service: str | None = "fake", **spec: Any) -> Object:
+    """A TrainingJob whose attempts do what FAKE_TRAINER is told."""
+    resources = spec.pop("resources", {})
+    if attempts:
+        resources = resources | {"env": [{"name": "FAKE_TRAINER", "value": json.dumps(attempts)}]}
+    body: Object = {
+        "architecture": "yard-nano",
+        "dataset": {"sources": [{"uri": "s3://vision/data.zip"}]},
+        "output": {"uri": "s3://vision/models"},
+        "resources": resources,
+    } | spec
+    if service is not None:
+        body["serviceName"] = service
+    metadata = {"namespace": namespace, "name": name}
+    return {"apiVersion": "trainyard.dev/v1alpha1", "kind": "TrainingJob", "metadata": metadata, "spec": body}

@@ -116,24 +116,30 @@ def _decode_all(
     hashes: dict[int, int] = {}
     cut: list[int] = []
 
-    def strictly(index: int) -> int | None:
-        """The picture's hash, or None when it cannot be decoded as it is."""
+    def strictly(index: int) -> int | Exception:
+        """The picture's hash, or why it cannot be decoded as it is."""
         if stop():
             raise Interrupted("asked to stop while decoding the pictures; the next attempt starts over here.")
         record = dataset.records[index]
         try:
             pixels = decode(dataset.read(record), record.orientation, side)
-        except DECODE_ERRORS:
-            return None
+        except DECODE_ERRORS as error:
+            return error
         kept.image(index)[:] = pixels
         return perceptual_hash(pixels)
 
+    def leave_out(index: int, error: Exception) -> None:
+        message = f"cannot be decoded ({error}); left out"
+        corrupt[index] = Finding(Kind.LOSSY, "ImageCorrupt", message, dataset.records[index].image)
+
     with ThreadPoolExecutor(threads) as pool:
         for index, value in enumerate(pool.map(strictly, range(len(dataset.records)))):
-            if value is None:
+            if isinstance(value, int):
+                hashes[index] = value
+            elif "truncated" in str(value).lower():
                 cut.append(index)
             else:
-                hashes[index] = value
+                leave_out(index, value)
             progress(index + 1, len(dataset.records))
     # Alone, because Pillow's tolerance is a global switch.
     for index in cut:
@@ -141,7 +147,7 @@ def _decode_all(
         try:
             pixels = decode_tolerantly(dataset.read(record), record.orientation, side)
         except DECODE_ERRORS as error:
-            corrupt[index] = Finding(Kind.LOSSY, "ImageCorrupt", f"cannot be decoded ({error}); left out", record.image)
+            leave_out(index, error)
             continue
         kept.image(index)[:] = pixels
         hashes[index] = perceptual_hash(pixels)

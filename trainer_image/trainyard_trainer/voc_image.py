@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from trainyard_trainer.voc_xml import Problem
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 _EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -120,8 +120,8 @@ def scaled_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:
-    """256 bits that hardly change when a picture is saved again or resized: the signs of its horizontal differences on a 17 x 16 grid."""
-    grey = ImageOps.grayscale(Image.fromarray(pixels)).resize((17, 16), Image.Resampling.BOX)
+    """144 bits that hardly change when a picture is saved again or resized: the signs of its horizontal differences on a 13 x 12 grid."""
+    grey = ImageOps.grayscale(Image.fromarray(pixels)).resize((13, 12), Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.int16)
     return int.from_bytes(np.packbits(values[:, 1:] > values[:, :-1]).tobytes(), "big")
 

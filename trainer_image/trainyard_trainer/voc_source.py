@@ -20,8 +20,8 @@ from trainyard_trainer.errors import BadData
 
 MAX_MEMBERS = 4_000_000
 MAX_RATIO = 200
-"""Largest expansion of one member above `RATIO_FLOOR` bytes; annotations in XML reach about 30."""
-RATIO_FLOOR = 4 << 20
+"""Largest expansion of one member above `RATIO_FLOOR` bytes; annotations in XML reach about 30, plain pictures about 100."""
+RATIO_FLOOR = 16 << 20
 MAX_EXPANSION = 4
 """Largest expansion of a whole zip, as a multiple of `maxBytes`."""
 TAIL = 1 << 20

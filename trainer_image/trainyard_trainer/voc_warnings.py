@@ -13,8 +13,8 @@ FEW_OBJECTS = 300
 FEW_OBJECTS_IN_ALL = 1000
 IMBALANCE = 10
 SMALL_SHARE, LARGE_SHARE = 0.01, 0.9
-NEAR = 6
-"""Bits of 256 by which the perceptual hashes of near-duplicates differ at most."""
+NEAR, BANDS = 8, 9
+"""Bits of 144 by which the perceptual hashes of near-duplicates differ at most (other pictures differ in 32 and more)."""
 
 
 def dataset_warnings(records: Sequence[Record], labels: Sequence[str], task: Task) -> list[Finding]:
@@ -36,13 +36,13 @@ def label_counts(records: Sequence[Record], task: Task) -> Counter[str]:
 def near_duplicates(hashes: Mapping[int, int], digests: Mapping[int, str]) -> list[tuple[int, int]]:
     """Pairs of records whose pictures look alike though their files differ; hashes that are nearly flat say nothing.
 
-    Two hashes that differ in at most 6 bits agree in at least one of 8 bands of 32: only those are compared.
+    Two hashes that differ in at most 8 bits agree in at least one of 9 bands of 16: only those are compared.
     """
     bands: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, value in hashes.items():
-        if 24 <= value.bit_count() <= 232:
-            for band in range(8):
-                bands[band, (value >> (32 * band)) & 0xFFFFFFFF].append(index)
+        if 14 <= value.bit_count() <= 130:
+            for band in range(BANDS):
+                bands[band, (value >> (16 * band)) & 0xFFFF].append(index)
     pairs = set()
     for members in bands.values():
         # A band that very many share is a plain background, not a likeness.

@@ -1,6 +1,7 @@
 """Pictures as they are found in the wild; the numbers are those of the table of cases."""
 
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from PIL import Image
 from trainyard_api.architectures import Task
 from trainyard_trainer.errors import BadData, DiskFull
+from trainyard_trainer.prepare import prepare
 from trainyard_trainer.records import Kind, Side
+from trainyard_trainer.store import Storage
 from trainyard_trainer.voc_image import decode
 
-from tests.trainer.vocfiles import HEIGHT, WIDTH, found, good, load, obj, picture, prepared, record, xml
+from tests.trainer.vocfiles import HEIGHT, WIDTH, found, good, load, obj, picture, prepared, record, spec, xml, zipped
 
 I = "JPEGImages/img_00.jpg"  # noqa: E741
 A = "Annotations/img_00.xml"
@@ -171,8 +174,6 @@ def test_31_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path
     # Width and height of the header alone: 60000 x 60000 pixels would take 10 GB to decode.
     fake = bytearray(huge)
     fake[16:24] = (60000).to_bytes(4, "big") * 2
-    import zlib
-
     fake[29:33] = zlib.crc32(bytes(fake[12:29])).to_bytes(4, "big")
     with pytest.raises(
         BadData, match=r"60000x60000 are 3,600,000,000 pixels, more than dataset.limits.maxPixels \(64,000,000\)"
@@ -181,13 +182,6 @@ def test_31_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path
 
 
 def test_38_a_disk_that_cannot_be_written_is_said_with_path_and_bytes(tmp_path: Path):
-    from trainyard_api.dataset import Dataset
-    from trainyard_trainer.prepare import prepare
-    from trainyard_trainer.store import Storage
-
-    from tests.trainer.vocfiles import zipped
-
     path = zipped(good(), tmp_path / "data.zip")
-    spec = Dataset.model_validate({"sources": [{"uri": path.as_uri()}]})
     with pytest.raises(DiskFull, match=r"/proc/none cannot hold the decoded pictures .*: 110,592 bytes are needed"):
-        prepare(spec, Task.DETECTION, Storage(), Path("/proc/none"), image_size=(64, 64), memory=1)
+        prepare(spec(path.as_uri()), Task.DETECTION, Storage(), Path("/proc/none"), image_size=(64, 64), memory=1)

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ Files = dict[str, bytes]
 WIDTH, HEIGHT = 64, 48
 
 
+@lru_cache(500)
 def picture(
     seed: int,
     size: tuple[int, int] = (WIDTH, HEIGHT),

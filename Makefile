@@ -53,6 +53,14 @@ cluster-up: system tools ## a Kubernetes control plane on this machine (NAME=dev
 cluster-down: setup ## end it and forget its data
 	@$(BIN)/python -m devcluster down --name $(or $(NAME),dev)
 
+.PHONY: demo
+demo: setup system tools ## one job from kubectl apply to a model version (DATASET=path/to/voc.zip EPOCHS=n)
+	@$(BIN)/python -m demo $(if $(DATASET),--dataset "$(DATASET)") $(if $(EPOCHS),--epochs $(EPOCHS))
+
+.PHONY: demo-down
+demo-down: setup ## end the demo's cluster and forget its data
+	@$(BIN)/python -m devcluster down --name demo
+
 .PHONY: test
 test: setup system tools ## all tests, those against the real control plane included
 	$(BIN)/pytest

@@ -22,7 +22,12 @@ VALUES: dict[str, Any] = {
         "sharedMemory": "512Mi",
         "secretNames": [SECRET],
         "template": {"instance": {"gpus": 0}},
-    }
+    },
+    # Pods of a devcluster share one network: each listens on its own address only.
+    "extraEnv": [
+        {"name": f"TRAINYARD_{part}_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+        for part in ("PROBE", "INTAKE")
+    ],
 }
 Say = Callable[[str], None]
 Object = dict[str, Any]

@@ -157,7 +157,9 @@ class Container:
         process.signal(self._stop_signal())
         await self._until_killed(exited)
         process.signal(signal.SIGKILL)
-        self._record(await exited)
+        ended = await exited
+        if self.process is process:  # else its end was seen elsewhere, and the next run may have begun
+            self._record(ended)
 
     def show_latest(self) -> None:
         """Shows why the container could not be started at the last try."""
@@ -445,7 +447,7 @@ class Container:
                 self._watchers = [task for task in self._watchers if task is not current]
                 await self.stop(message, float(grace))
 
-        await probes.watch(probe, target, told, initial=kind == "Liveness")
+        await probes.watch(probe, target, told, initial=kind != "Readiness")
 
     async def _back_off(self, ended: Terminated) -> None:
         """Waits before the next start: not at all after the first end, then ever longer."""

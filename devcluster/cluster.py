@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from devcluster import processes
+from devcluster.access import S3Access, around_proxies
 from devcluster.node.faults import kill_containers
 from devcluster.spec import (
     Addresses,
@@ -51,25 +51,6 @@ class CommandError(ClusterError):
     def __init__(self, command: list[str], code: int, stdout: str, stderr: str) -> None:
         super().__init__(f"`{' '.join(command)}` ended with exit code {code}: {stderr.strip() or stdout.strip()}")
         self.code, self.stdout, self.stderr = code, stdout, stderr
-
-
-@dataclass(frozen=True)
-class S3Access:
-    """How to reach the cluster's S3 server, from this machine as from its pods."""
-
-    endpoint: str
-    access_key_id: str
-    secret_access_key: str
-    region: str = "us-east-1"
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": self.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
-            "AWS_REGION": self.region,
-            "AWS_DEFAULT_REGION": self.region,
-        }
 
 
 class Cluster:
@@ -203,7 +184,8 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Variables that make kubectl, helm, boto3 and any Kubernetes client use this cluster."""
         s3 = self.s3.environment() if self._current().spec.s3 else {}
-        return {"KUBECONFIG": str(self.kubeconfig), **s3}
+        direct = around_proxies(str(self.addresses.control_plane), os.environ)
+        return {"KUBECONFIG": str(self.kubeconfig), **s3, **direct}
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 60) -> str:
         """Runs kubectl as administrator and returns its standard output. Raises CommandError, with `check`."""

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from devcluster import Cluster, S3Access, processes
+from devcluster.access import around_proxies
 from devcluster.tools import control_plane_programs
 
 STATE = "TRAINYARD_TEST_STATE"
@@ -77,7 +78,9 @@ def cluster() -> Cluster:
 @pytest.fixture(scope="session")
 def s3(cluster: Cluster) -> S3Access:
     """The cluster's S3 server, with the credentials of one who may do everything."""
-    return cluster.grow(s3=True).s3
+    access = cluster.grow(s3=True).s3
+    os.environ.update(around_proxies(str(cluster.addresses.control_plane), os.environ))
+    return access
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -71,10 +72,12 @@ def test_a_killed_node_takes_its_pods_with_it_and_can_come_back(fragile: Cluster
     run_pod(fragile, "after")
 
 
-def test_down_ends_the_pods_too(tmp_path_factory: pytest.TempPathFactory) -> None:
-    cluster = Cluster.start("crowded", state=tmp_path_factory.mktemp("crowded"), nodes=1)
-    process = run_pod(cluster, "left")
-    cluster.stop()
+def test_down_ends_the_pods_even_of_a_cluster_whose_supervisor_was_killed(fragile: Cluster) -> None:
+    process = run_pod(fragile, "left")
+    status = fragile.status()
+    assert status is not None
+    processes.send(status.supervisor, signal.SIGKILL)
+    fragile.stop()
     assert not processes.is_alive(process)
 
 

@@ -12,10 +12,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
+from urllib.request import proxy_bypass
 
 import pytest
 
 from devcluster import processes, tools
+from devcluster.access import around_proxies
 from devcluster.components import PREFERRED_PORTS, Plant
 from devcluster.pki import Authority
 from devcluster.progress import Progress
@@ -164,6 +166,20 @@ def test_an_incomplete_kubebuilder_assets_is_passed_over(tmp_path: Path, monkeyp
     monkeypatch.setattr(tools, "programs_folder", lambda tool: tmp_path / tool.name)
     found = tools.control_plane_programs({"KUBEBUILDER_ASSETS": str(tmp_path)})
     assert found["etcd"] == tmp_path / "control-plane" / "etcd"
+
+
+def test_requests_to_the_cluster_pass_by_the_users_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert around_proxies("127.98.0.1", os.environ) == {}
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    assert not proxy_bypass("127.98.0.1:19000")
+    for name, value in around_proxies("127.98.0.1", os.environ).items():
+        monkeypatch.setenv(name, value)
+    assert proxy_bypass("127.98.0.1:19000")
+    assert proxy_bypass("intranet.example")
+    assert around_proxies("127.98.0.1", os.environ) == {}
 
 
 @pytest.fixture

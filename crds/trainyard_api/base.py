@@ -53,6 +53,7 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _QUANTITY = r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
 _S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\x00-\x1f]*)?$"
+_LABEL = r"^[^\x00-\x20\x7f]([^\x00-\x1f\x7f]*[^\x00-\x20\x7f])?$"
 _NAME_SENTENCE = "write a name of lower-case letters, digits and -, that begins and ends with a letter or digit"
 
 DNSLabel = Annotated[
@@ -92,10 +93,8 @@ Label = Annotated[
     Field(
         min_length=1,
         max_length=128,
-        json_schema_extra=said(
-            r"!self.matches(r'[\x00-\x1f\x7f]|^\s|\s$')",
-            "write a label without control characters and without blanks at its ends",
-        ),
+        pattern=_LABEL,
+        json_schema_extra=matching(_LABEL, "write a label without control characters and without blanks at its ends"),
     ),
 ]
 StorageURI = Annotated[

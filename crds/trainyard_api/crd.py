@@ -265,6 +265,8 @@ class _Renderer:
             schema["items"] = self.node(source["items"])
         if isinstance(source.get("additionalProperties"), dict):
             schema["additionalProperties"] = self.node(source["additionalProperties"])
+        for value in source.get("patternProperties", {}).values():  # of a map whose keys have a pattern
+            schema["additionalProperties"] = self.node(value)
         return _structural(schema)
 
 

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from trainyard_api.base import DNSSubdomain, IntegerAsText, Label, Model, Percent, Quantity, StorageURI, matching, said
 
@@ -37,7 +37,7 @@ class Resize(StrEnum):
 
 _SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
 ImageSize = Annotated[
-    int | str,
+    Annotated[int, Field(ge=32, le=4096)] | Annotated[str, Field(pattern=_SIZE)],
     Field(
         union_mode="left_to_right",
         json_schema_extra={"x-kubernetes-int-or-string": True, "maxLength": 9}
@@ -93,6 +93,15 @@ class Split(Model):
     )
 
 
+_LIST_NAME = r"^[^/]+$"
+
+
+def _below_the_root(folder: str) -> str:
+    if folder.startswith("/") or ".." in folder.split("/"):
+        raise ValueError("write a folder below the dataset's root, with neither / at the front nor .. in it")
+    return folder
+
+
 class Subset(Model):
     """Which images form one side; exactly one of the fields."""
 
@@ -102,10 +111,11 @@ class Subset(Model):
         default=None,
         min_length=1,
         max_length=253,
+        pattern=_LIST_NAME,
         description="A list under ImageSets/Main, without .txt.",
-        json_schema_extra=matching(r"^[^/]+$", "write the name of a list under ImageSets/Main such as train, no path"),
+        json_schema_extra=matching(_LIST_NAME, "write the name of a list under ImageSets/Main such as train, no path"),
     )
-    folder: str | None = Field(
+    folder: Annotated[str, AfterValidator(_below_the_root)] | None = Field(
         default=None,
         min_length=1,
         max_length=1024,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from trainyard_api.architectures import ARCHITECTURES, Architecture, Task, is_private
+from trainyard_api.consistency import contradictions
 from trainyard_api.dataset import Dataset, Split
 from trainyard_api.execution import Execution, Instance
 from trainyard_api.run import Intake, RunSpec, Start
@@ -61,6 +62,10 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
             f"name a service of {job.architecture} in serviceName, or leave serviceName out"
         )
     task = resolved_task(job)
+    if found := contradictions(job):
+        raise Contradiction("; ".join(found))
+    if task is Task.CLASSIFICATION and job.dataset.labels is not None and len(job.dataset.labels) < 2:
+        raise Contradiction("a classification needs at least two labels; name another, or leave labels out")
     instance = resolved_instance(job, service)
     execution = resolved_execution(job, service)
     known = ARCHITECTURES.get(job.architecture)

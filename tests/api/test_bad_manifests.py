@@ -3,10 +3,14 @@
 from typing import Any
 
 import pytest
+from trainyard_api.consistency import contradictions
+from trainyard_api.resolve import Attempt, Contradiction, run_spec
+from trainyard_api.rules import RULES
+from trainyard_api.run import RunSpec
+from trainyard_api.trainingjob import TrainingJobSpec
+from trainyard_api.trainingservice import TrainingServiceSpec
 
 from tests.api.api_server import Api, Manifest, Refused, manifest
-
-pytestmark = pytest.mark.cluster
 
 NO_VALIDATION: Manifest = {"dataset": {"split": {"trainPercent": 90, "validationPercent": 0}}}
 TRAIN: Manifest = {"train": {"imageSet": "train"}}
@@ -219,6 +223,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(("kind", "patch", "sentence"), TABLE)
 def test_a_bad_manifest_is_answered_with_a_sentence(api: Api, kind: str, patch: Manifest, sentence: str) -> None:
     with pytest.raises(Refused) as refusal:
@@ -226,6 +231,7 @@ def test_a_bad_manifest_is_answered_with_a_sentence(api: Api, kind: str, patch: 
     assert sentence in str(refusal.value)
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("kind", "name", "sentence"),
     [
@@ -244,3 +250,50 @@ def test_a_bad_name_is_answered_with_a_sentence(api: Api, kind: str, name: str, 
     with pytest.raises(Refused) as refusal:
         api.create(manifest(kind, name=name), dry_run=True)
     assert sentence in str(refusal.value)
+
+
+ONLY_IN_A_CLUSTER = (
+    # rules of Kubernetes itself, and of what only a cluster has
+    "file:// works with `trainyard run` alone",
+    "a job cannot start from itself",
+    "credentials do not go into a manifest",
+    "write node labels as Kubernetes has them",
+    "operator Exists takes no value",
+    "a toleration without key needs operator: Exists",
+    "tolerationSeconds needs effect: NoExecute",
+    "Duplicate value",
+    # said by the trainer when it opens the bucket
+    "write a / at the end to read the bucket as a folder",
+    # a laptop reads what can only mean one thing
+    'spec.training.epochs in body must be of type integer: "string"',
+    'spec.suspend in body must be of type boolean: "string"',
+)
+
+
+def resolved(patch: Manifest) -> RunSpec:
+    """What `trainyard run` would train, without an API server in between."""
+    job = TrainingJobSpec.model_validate(manifest("TrainingJob", patch)["spec"], extra="forbid")
+    service = TrainingServiceSpec(architecture=job.architecture, image="own")
+    return run_spec(job, service, Attempt(name="blood-cells", namespace="default", uid="0" * 8))
+
+
+@pytest.mark.parametrize(
+    ("patch", "sentence"),
+    [(patch, sentence) for patch, sentence in JOBS if not sentence.startswith(ONLY_IN_A_CLUSTER)],
+)
+def test_what_the_api_server_refuses_a_laptop_refuses_too(patch: Manifest, sentence: str) -> None:
+    with pytest.raises((ValueError, Contradiction)):
+        resolved(patch)
+
+
+MESSAGES = {rule.message for rules in RULES.values() for rule in rules}
+
+
+@pytest.mark.parametrize(
+    "patch", [patch for patch, sentence in JOBS if sentence.split(": ")[-1] in " ".join(sorted(MESSAGES))]
+)
+def test_a_laptop_says_it_in_the_same_words(patch: Manifest) -> None:
+    found = contradictions(TrainingJobSpec.model_validate(manifest("TrainingJob", patch)["spec"]))
+    for path_and_sentence in found:
+        sentence = path_and_sentence.split(": ", 1)[1]
+        assert any(sentence.startswith(message) for message in MESSAGES), sentence

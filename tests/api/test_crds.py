@@ -74,6 +74,12 @@ def test_every_field_has_a_description_that_says_something(kind: Kind) -> None:
 def test_the_schema_is_structural(kind: Kind) -> None:
     for path, node in nodes(root_schema(kind)):
         assert not {"$ref", "$defs", "anyOf", "oneOf", "allOf", "const", "title", "propertyNames"} & node.keys(), path
+        says_what_is_in_it = {
+            "properties",
+            "additionalProperties",
+            "x-kubernetes-preserve-unknown-fields",
+        } & node.keys()
+        assert node.get("type") != "object" or path == ".metadata" or says_what_is_in_it, path
         assert ("type" in node) != bool(node.get("x-kubernetes-int-or-string")), path
 
 

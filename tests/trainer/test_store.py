@@ -1,0 +1,270 @@
+"""Storage against a real S3 server with authentication, and files with the same promises."""
+
+import hashlib
+import http.server
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from trainyard_trainer import store_s3
+from trainyard_trainer.errors import BadData, BadSpec, DiskFull, Interrupted, StorageRefused, StorageUnreachable
+from trainyard_trainer.fetch import fetch
+from trainyard_trainer.store import Storage, parse
+
+from tests.trainer.conftest import Bucket, free_port
+from tests.trainer.vocfiles import good, load_uri, zipped
+
+
+@pytest.fixture(params=["s3", "file"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Storage, str]:
+    """Storage and an address to write below, for both kinds."""
+    if request.param == "file":
+        return Storage(), (tmp_path / "store").as_uri()
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return bucket.storage(), f"{bucket.uri}/some folder"
+
+
+def test_what_was_put_can_be_read_listed_and_deleted(place: tuple[Storage, str], tmp_path: Path):
+    storage, root = place
+    storage.put_bytes(f"{root}/a b.txt", b"hello")
+    (tmp_path / "file").write_bytes(b"0123456789")
+    storage.upload(tmp_path / "file", f"{root}/deep/er/file")
+    assert storage.get_bytes(f"{root}/a b.txt") == b"hello"
+    assert storage.get_range(f"{root}/deep/er/file", 2, 3) == b"234"
+    assert storage.get_range(f"{root}/deep/er/file", -4, 4) == b"6789"
+    listed = storage.list(f"{root}/")
+    assert [storage.get_bytes(entry.uri) for entry in listed] == [b"hello", b"0123456789"]
+    assert [entry.size for entry in listed] == [5, 10]
+    stat = storage.head(f"{root}/a b.txt")
+    assert stat is not None
+    assert (stat.size, stat.etag) == (5, listed[0].etag)
+    storage.delete([f"{root}/a b.txt", f"{root}/never-there"])
+    assert storage.head(f"{root}/a b.txt") is None
+    assert len(storage.list(f"{root}/")) == 1
+
+
+def test_a_conditional_write_has_exactly_one_winner(place: tuple[Storage, str]):
+    storage, root = place
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: storage.put_if_absent(f"{root}/manifest.json", b"%d" % i), range(8)))
+    assert won.count(True) == 1
+    assert storage.get_bytes(f"{root}/manifest.json") == b"%d" % won.index(True)
+
+
+def test_a_storage_that_keeps_second_writers_out_is_found_by_a_probe_that_leaves_nothing(place: tuple[Storage, str]):
+    storage, root = place
+    assert storage.honours_if_absent(root)
+    assert storage.list(f"{root}/") == []
+
+
+def test_a_download_in_parts_is_whole_and_reports_progress(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_s3, "PART", 1 << 20)
+    data = os.urandom((2 << 20) + 12345)
+    uri = bucket.put("big.bin", data)
+    seen: list[tuple[int, int]] = []
+    bucket.storage().download(uri, tmp_path / "x" / "big.bin", progress=lambda done, total: seen.append((done, total)))
+    assert hashlib.sha256((tmp_path / "x" / "big.bin").read_bytes()).digest() == hashlib.sha256(data).digest()
+    assert seen[-1] == (len(data), len(data))
+    assert len(seen) == 3
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["big.bin"]
+
+
+def test_a_large_upload_in_parts_arrives_whole(bucket: Bucket, tmp_path: Path):
+    data = os.urandom(2 * store_s3.PART + 77)
+    (tmp_path / "big").write_bytes(data)
+    bucket.storage().upload(tmp_path / "big", f"{bucket.uri}/big")
+    assert bucket.storage().get_bytes(f"{bucket.uri}/big") == data
+
+
+def test_34_an_object_that_changed_meanwhile_is_an_error_and_leaves_no_file(place: tuple[Storage, str], tmp_path: Path):
+    storage, root = place
+    storage.put_bytes(f"{root}/data.zip", b"first")
+    stat = storage.head(f"{root}/data.zip")
+    assert stat is not None
+    storage.put_bytes(f"{root}/data.zip", b"second version")
+    with pytest.raises(BadData, match=r"data\.zip changed while it was read") as caught:
+        storage.download(f"{root}/data.zip", tmp_path / "x" / "data.zip", etag=stat.etag)
+    assert caught.value.reason == "DatasetChanged"
+    assert not list(tmp_path.glob("x/*"))
+
+
+def test_a_missing_object_is_refused_by_name(place: tuple[Storage, str]):
+    storage, root = place
+    with pytest.raises(StorageRefused, match=r"none\.zip does not exist; check the address"):
+        storage.get_bytes(f"{root}/none.zip")
+
+
+def test_a_missing_bucket_is_told_from_a_missing_object(bucket: Bucket):
+    for call in (bucket.storage().get_bytes, bucket.storage().head, bucket.storage().list):
+        with pytest.raises(
+            StorageRefused, match=r"s3://no-such-bucket-xyz/.*: there is no bucket 'no-such-bucket-xyz'"
+        ):
+            call("s3://no-such-bucket-xyz/data.zip")
+    with pytest.raises(StorageRefused, match="no bucket"):
+        bucket.storage().put_bytes("s3://no-such-bucket-xyz/data.zip", b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"AWS_SECRET_ACCESS_KEY": "wrong"},
+            "the secret key does not match the access key; check AWS_SECRET_ACCESS_KEY",
+        ),
+        ({"AWS_ACCESS_KEY_ID": "AKIAUNKNOWNUNKNOWN00"}, "the access key is not known there; check AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_wrong_credentials_are_refused_with_what_to_check(bucket: Bucket, change: dict[str, str], said: str):
+    bucket.put("data.zip", b"x")
+    with pytest.raises(StorageRefused) as caught:
+        bucket.storage(**change).get_bytes(f"{bucket.uri}/data.zip")
+    assert said in str(caught.value)
+    assert f"{bucket.uri}/data.zip" in str(caught.value)
+    assert "the test's Secret" in str(caught.value)
+    assert bucket.keys.secret_access_key not in str(caught.value)
+
+
+def test_wrong_credentials_are_refused_where_the_answer_has_no_body(bucket: Bucket):
+    with pytest.raises(StorageRefused, match="access was denied; check the keys"):
+        bucket.storage(AWS_SECRET_ACCESS_KEY="wrong").head(f"{bucket.uri}/data.zip")
+
+
+def test_a_secret_with_half_of_the_keys_is_refused(tmp_path: Path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "AWS_ACCESS_KEY_ID").write_text("AKIA")
+    with pytest.raises(
+        StorageRefused, match="needs both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; it has AWS_ACCESS_KEY_ID"
+    ):
+        Storage.open(tmp_path, "dataset").head("s3://bucket/x")
+
+
+def test_credentials_come_from_the_roles_folder_else_the_services(bucket: Bucket, tmp_path: Path):
+    uri = bucket.put("x", b"here")
+    for role in ("service", "output"):
+        (tmp_path / role).mkdir()
+        for name, text in bucket.environment.items():
+            # A line break at the end is what `echo` leaves in a Secret.
+            (tmp_path / role / name).write_text(f"{text}\n")
+    (tmp_path / "output" / "AWS_SECRET_ACCESS_KEY").write_text("wrong")
+    assert Storage.open(tmp_path, "dataset").get_bytes(uri) == b"here"
+    with pytest.raises(StorageRefused, match="AWS_SECRET_ACCESS_KEY"):
+        Storage.open(tmp_path, "output").get_bytes(uri)
+
+
+def test_an_unreachable_storage_is_said_after_retries(tmp_path: Path):
+    keys = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+    }
+    with pytest.raises(StorageUnreachable, match=r"s3://b-1/x: storage did not answer for 1 s .*AWS_ENDPOINT_URL"):
+        Storage(keys, patience=1).get_bytes("s3://b-1/x")
+
+
+def test_retries_stop_when_the_flag_is_set():
+    keys = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+    }
+    looks = iter(range(1000))
+    with pytest.raises(Interrupted):
+        Storage(keys, patience=300, stop=lambda: next(looks) > 3).get_bytes("s3://b-1/x")
+
+
+@pytest.fixture
+def flaky() -> Iterator[tuple[str, list[int]]]:
+    """A server that answers with the given status codes, one after the other, then 200. Endpoint and the codes left."""
+    codes: list[int] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status = codes.pop(0) if codes else 200
+            body = b"payload" if status == 200 else b"<Error><Code>SlowDown</Code><Message>later</Message></Error>"
+            self.send_response(status)
+            # -1: the connection ends in the middle of the body.
+            self.send_header("Content-Length", str(len(body) + (100 if status == 206 else 0)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", codes
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("answers", [[503, 500], [429], [206]])
+def test_passing_faults_are_tried_again(flaky: tuple[str, list[int]], answers: list[int]):
+    endpoint, codes = flaky
+    codes += answers
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": endpoint}
+    assert Storage(keys, patience=20).get_bytes("s3://b-1/x") == b"payload"
+    assert codes == []
+
+
+def test_38_a_download_onto_a_full_disk_names_path_and_bytes(tmp_path: Path):
+    (tmp_path / "data").write_bytes(bytes(100_000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(DiskFull, match=r"/x/copy cannot be written .*: it needs 100,000 bytes, [0-9,]+ are free"):
+            Storage().download((tmp_path / "data").as_uri(), tmp_path / "x" / "copy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "x").iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["data.zip", "http://x/y", "s3:///key", "file://host/x", "s3:bucket"])
+def test_what_is_no_address_is_a_bad_spec(uri: str):
+    with pytest.raises(BadSpec, match="is no storage address: write s3://bucket/key"):
+        parse(uri)
+
+
+def test_a_zip_on_s3_is_checked_before_it_is_downloaded(bucket: Bucket, tmp_path: Path):
+    uri = bucket.put("text.zip", b"no zip at all" * 1000)
+    with pytest.raises(BadData, match=r"text\.zip is no zip file but text beginning with 'no zip"):
+        fetch([uri], bucket.storage(), tmp_path, max_bytes=1 << 30)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_zip_on_s3_is_fetched_once_and_found_in_the_cache(bucket: Bucket, tmp_path: Path):
+    uri = bucket.put("data.zip", zipped(good(), tmp_path / "local.zip").read_bytes())
+    (first,), _ = fetch([uri], bucket.storage(), tmp_path / "cache", max_bytes=1 << 30)
+    (kept,) = (tmp_path / "cache" / "data").iterdir()
+    before = kept.stat().st_mtime_ns
+    (again,), _ = fetch([uri], bucket.storage(), tmp_path / "cache", max_bytes=1 << 30)
+    assert kept.stat().st_mtime_ns == before
+    assert first.digest == again.digest
+    assert len(again.members()) == 24
+    bucket.put("data.zip", zipped(good(13), tmp_path / "local.zip").read_bytes())
+    (other,), _ = fetch([uri], bucket.storage(), tmp_path / "cache", max_bytes=1 << 30)
+    assert other.digest != first.digest
+
+
+def test_a_prefix_on_s3_is_read_as_the_same_dataset(bucket: Bucket, tmp_path: Path):
+    for name, data in good().items():
+        bucket.put(f"sets/one/{name}", data)
+    (source,), _ = fetch([f"{bucket.uri}/sets/one/"], bucket.storage(), tmp_path, max_bytes=1 << 30)
+    local = load_uri(zipped(good(), tmp_path / "data.zip").as_uri(), tmp_path)
+    assert sorted(m.name for m in source.members()) == sorted(m.name for m in local.sources[0].members())
+    assert source.read("JPEGImages/img_03.jpg") == good()["JPEGImages/img_03.jpg"]
+    with pytest.raises(StorageRefused, match=r"sets/one is a prefix, not an object: write .*sets/one/ with a slash"):
+        fetch([f"{bucket.uri}/sets/one"], bucket.storage(), tmp_path, max_bytes=1 << 30)
+    with pytest.raises(StorageRefused, match="there is nothing below"):
+        fetch([f"{bucket.uri}/sets/two/"], bucket.storage(), tmp_path, max_bytes=1 << 30)
+
+
+def test_more_than_max_bytes_is_refused_before_the_download(bucket: Bucket, tmp_path: Path):
+    uri = bucket.put("data.zip", bytes(5000))
+    with pytest.raises(BadData, match=r"the dataset has 10,000 bytes, more than dataset.limits.maxBytes \(9,999\)"):
+        fetch([uri, uri], bucket.storage(), tmp_path, max_bytes=9999)

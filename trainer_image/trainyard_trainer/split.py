@@ -89,8 +89,8 @@ def to_json(records: Sequence[Record], sides: Sides) -> str:
 def known_from_json(text: str | bytes) -> dict[str, Side]:
     """Digest to side. Raises BadData for anything that `to_json` did not write."""
     try:
-        lists = json.loads(text)["sides"]
-        return {str(digest): Side(side) for side, members in lists.items() for digest in members}
+        lists = {Side(side): members for side, members in json.loads(text)["sides"].items()}
+        return {str(digest): side for side, members in lists.items() for digest in members}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadData(f"the recorded sides of the version that is continued cannot be read: {error!r}.") from error
 

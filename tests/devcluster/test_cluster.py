@@ -190,6 +190,21 @@ def test_a_crash_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
         assert cluster.log_tail("etcd", 1) in told.stdout
 
 
+def test_a_component_that_cannot_start_fails_the_up_with_the_end_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"):
+        (tmp_path / name).write_text("#!/bin/sh\necho the disk is full >&2\nexit 3\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    cluster = Cluster("unable", tmp_path / "unable")
+    failed = devcluster("up", cluster, "--nodes", "0", "--no-s3")
+    assert failed.returncode == 1
+    assert "ended with exit code 3. The end of " in failed.stderr
+    assert "the disk is full" in failed.stderr
+    assert not any(processes.is_alive(record) for record in every_process(cluster))
+
+
 def test_a_component_killed_on_purpose_comes_back_with_its_data(own: Cluster) -> None:
     own.kubectl("create", "namespace", "kept")
     own.kill("kube-apiserver")

@@ -236,7 +236,7 @@ def test_env_selects_the_cluster_in_a_shell(cluster: Cluster) -> None:
     assert "kube-system" in done.stdout
 
 
-def eventually(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def eventually(condition: Callable[[], bool], what: str, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain for {what}"

@@ -94,7 +94,7 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     draft = draft.look_at(lost_at(end_facts(case, draft, attempt)))
     if attempt.ending is not None:
         draft = draft.act(*ending_actions(case, attempt)).look_at(_finish_time(case, attempt))
-        return _describe_ending(case, draft, attempt, wanted is not None)
+        return _describe_ending(case, draft, attempt)
     if attempt.job_uid is None:
         return _create(case, draft, attempt)
     draft = draft.act(*_exact_deadlines(case, attempt))
@@ -106,7 +106,9 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
 
 
 def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | None:
-    """Cause and sentence of what the operator should end the attempt for."""
+    """Cause and sentence of what the operator should end the attempt for; once it is decided, that stays."""
+    if attempt.ending is not None:
+        return attempt.ending, attempt.ending_message or ""
     spec, service = case.snapshot.job.spec, case.snapshot.service
     if spec.end is End.ABORT:
         return Cause.ABORTED, "Aborted: spec.end is Abort."
@@ -264,7 +266,7 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     )
 
 
-def _describe_ending(case: Case, draft: Draft, attempt: Attempt, requested: bool) -> Draft:
+def _describe_ending(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     assert attempt.ending is not None
     message = attempt.ending_message or ""
     if attempt.ending is not Cause.STOPPED:
@@ -274,7 +276,7 @@ def _describe_ending(case: Case, draft: Draft, attempt: Attempt, requested: bool
         if attempt.training_start_time is not None:
             state = JobState.RUNNING
         return draft.say(state, "Finishing" if attempt.ending is Cause.FINISHED else attempt.ending.value, message)
-    if requested or not _told(case, attempt):
+    if not _told(case, attempt):
         return draft.say(JobState.STOP_REQUESTED, "Suspended", "Asked to stop; the instance is told next.")
     saved = "" if has_checkpoint(draft.status) else " There is no checkpoint yet."
     limit = case.execution.drain_seconds

@@ -15,7 +15,7 @@ from trainyard_api.trainingjob import Attempt, Cause, End, JobState, TrainingJob
 from trainyard_operator.decide.case import Case, Draft, has_checkpoint, open_attempts, run_attempts
 from trainyard_operator.decide.cleanup import clean_up
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
-from trainyard_operator.decide.execution import end_facts, observe, supervise
+from trainyard_operator.decide.execution import end_facts, ending, observe, supervise
 from trainyard_operator.decide.failure import End as AttemptEnd
 from trainyard_operator.decide.failure import classify_end, lost_pod
 from trainyard_operator.decide.model import (
@@ -61,6 +61,9 @@ def decide_job(snapshot: JobSnapshot) -> JobPlan:
     draft = _first_look(case, Draft(snapshot.job.status))
     draft = _new_run(case, draft)
     draft = _step(case, draft)
+    if _to_be_rerun(case, draft):
+        # Its end is written first, so that nobody misses it; the new run is the next look's.
+        draft = draft.look_at(case.now)
     draft = draft.set(warnings=job_warnings(case, draft.status))
     draft = clean_up(case, draft)
     draft = draft.act(*version_actions(case, draft.status))
@@ -91,12 +94,17 @@ def _first_look(case: Case, draft: Draft) -> Draft:
 def _new_run(case: Case, draft: Draft) -> Draft:
     """A finished job whose `rerun` was raised starts anew; the ledger keeps its earlier attempts."""
     status, rerun = draft.status, case.snapshot.job.spec.rerun
-    ended = status.state in TERMINAL | {JobState.STOPPED, JobState.CANCELED}
-    if not ended or rerun <= (status.run or 0) or open_attempts(status):
+    if not _to_be_rerun(case, draft):
         return draft
     kept = {"attempts": status.attempts, "conditions": status.conditions, "revision": status.revision}
     fresh = TrainingJobStatus(service_name=status.service_name, model=status.model, run=rerun)
     return Draft(fresh.model_copy(update=kept), draft.actions, draft.looks)
+
+
+def _to_be_rerun(case: Case, draft: Draft) -> bool:
+    status = draft.status
+    ended = status.state in TERMINAL | {JobState.STOPPED, JobState.CANCELED}
+    return ended and case.snapshot.job.spec.rerun > (status.run or 0) and not open_attempts(status)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------------
@@ -139,8 +147,10 @@ def _contradiction(case: Case, status: TrainingJobStatus) -> str | None:
 
 
 def _end_of(case: Case, draft: Draft, attempt: Attempt) -> AttemptEnd | None:
-    if attempt.ending is not None and attempt.job_uid is None and case.job_of(attempt) is None:
-        return AttemptEnd(attempt.ending, attempt.ending_message or "", end_time=case.now)
+    """How the attempt ended; one that is to end before anything was made of it ends in the ledger alone."""
+    if attempt.job_uid is None and case.job_of(attempt) is None and (wanted := ending(case, draft, attempt)):
+        cause, message = wanted
+        return AttemptEnd(cause, message, end_time=case.now)
     return classify_end(end_facts(case, draft, attempt))
 
 

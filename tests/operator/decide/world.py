@@ -101,7 +101,7 @@ class World:
         job = self.jobs.pop(name)
         for attempt_job in list(self.attempt_jobs.values()):
             if attempt_job.owner_uid == job.metadata.uid:
-                self._delete_job(attempt_job)
+                self.delete_attempt_job(attempt_job)
 
     # --- what the operator does -----------------------------------------------------------------------------------------
 
@@ -134,10 +134,14 @@ class World:
 
     def reconcile(self, name: str, *, crash_before: int | None = None) -> JobPlan:
         """One pass over a job. `crash_before` n: the operator dies before its n-th step (0: the status write)."""
-        plan = lifecycle.decide_job(self.snapshot(name))
-        if crash_before == 0:
+        return self.carry_out_plan(self.snapshot(name), crash_before=crash_before)
+
+    def carry_out_plan(self, snapshot: JobSnapshot, *, crash_before: int | None = None) -> JobPlan:
+        """Decide on a snapshot, which may be an old one, and do what the plan says, as the shell does."""
+        name = snapshot.job.metadata.name
+        plan = lifecycle.decide_job(snapshot)
+        if crash_before == 0 or not self._patch(snapshot.job, plan.status):
             return plan
-        self.write(name, plan.status)
         self.notes += [(name, note) for note in plan.events]
         for number, action in enumerate(plan.actions, 1):
             if crash_before == number:
@@ -152,9 +156,31 @@ class World:
         assert read_back.to_dict() == status.to_dict()
         self.jobs[name] = replace(self.jobs[name], status=read_back)
 
+    def _patch(self, observed: JobView, status: TrainingJobStatus) -> bool:
+        """The loop's JSON Patch: tested on uid and revision; False when it is refused."""
+        name = observed.metadata.name
+        held = self.jobs.get(name)
+        if held is None or held.metadata.uid != observed.metadata.uid:
+            return False
+        if held.status.revision != observed.status.revision:
+            return False
+        if status != observed.status:
+            self.write(name, status.model_copy(update={"revision": (status.revision or 0) + 1}))
+        return True
+
     def reconcile_service(self, name: str = "mgmt-train-yard-nano") -> None:
-        plan = service.decide_service(self.service_snapshot(name))
+        self.carry_out_service_plan(self.service_snapshot(name))
+
+    def carry_out_service_plan(self, snapshot: ServiceSnapshot) -> None:
+        """Decide on a snapshot, which may be an old one; the write is tested on the batch's revision."""
+        name = snapshot.service.metadata.name
+        plan = service.decide_service(snapshot)
+        held = self.services[name].status.admission
+        seen = snapshot.service.status.admission
+        if (held.revision if held else None) != (seen.revision if seen else None):
+            return
         status = TrainingServiceStatus.model_validate(plan.status.to_dict())
+        assert status.to_dict() == plan.status.to_dict()
         self.services[name] = replace(self.services[name], status=status)
 
     def settle(self) -> None:
@@ -178,7 +204,7 @@ class World:
         match action:
             case CreateService():
                 if action.name not in self.services:
-                    self.serve(action.name, **dict(action.spec))
+                    self.serve(action.name, **action.spec)
             case CreateVersion():
                 held = self.versions.get(action.name)
                 if held is None:
@@ -202,7 +228,7 @@ class World:
             case DeleteJob():
                 held_job = self.attempt_jobs.get(action.name)
                 if held_job is not None and held_job.metadata.uid == action.uid:
-                    self._delete_job(held_job)
+                    self.delete_attempt_job(held_job)
             case DeleteTrainingJob():
                 if job.metadata.uid == action.uid:
                     self.delete(name)
@@ -303,6 +329,18 @@ class World:
         self.write(name, job.status.model_copy(update={"progress": made}))
         return True
 
+    def kubelet(self) -> None:
+        """Where the node is up: what was asked to end has ended by now, with exit code 75 (drained) or never having run."""
+        for pod in list(self.pods.values()):
+            node = self.nodes.get(pod.node or "")
+            if pod.over or node is None or node.ready != "True":
+                continue
+            if pod.active_deadline_seconds == 1 and pod.trainer and pod.trainer.running:
+                self.end_pod(pod, 75, reason="Error", **{"phase": "Failed"})
+            elif pod.metadata.deletion_time is not None:
+                ran = pod.trainer is not None and pod.trainer.running
+                self.end_pod(pod, 75 if ran else 137, reason="" if ran else "ContainerStatusUnknown")
+
     def tick(self, seconds: float = 1) -> None:
         self.now += timedelta(seconds=seconds)
 
@@ -318,7 +356,7 @@ class World:
         old = pod.metadata.deletion_time
         self.change(pod, metadata=replace(pod.metadata, deletion_time=min(when, old) if old else when))
 
-    def _delete_job(self, job: AttemptJob) -> None:
+    def delete_attempt_job(self, job: AttemptJob) -> None:
         del self.attempt_jobs[job.metadata.name]
         for pod in list(self.pods.values()):
             if pod.owner_uid == job.metadata.uid:

@@ -1,0 +1,214 @@
+"""What must hold always, whatever happens in whatever order: hypothesis plays users, kubelets, crashes and stale leaders."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Stage
+from hypothesis import strategies as st
+from trainyard_api.report import Phase
+from trainyard_api.trainingjob import JobState
+from trainyard_operator.decide import admission, lifecycle
+from trainyard_operator.decide.model import JobPlan, JobSnapshot, NodeView, ObjectCondition, ServiceSnapshot
+from trainyard_operator.status import TERMINAL
+
+from tests.operator.decide.world import World
+
+SERVICE = "mgmt-train-yard-nano"
+NAMES = ("a", "b", "c")
+CAPACITY = 2
+MAX_ATTEMPTS, MAX_DISRUPTIONS = 2, 3
+EXIT_CODES = (0, 1, 64, 65, 69, 73, 74, 75, 76, 77, 78, 79, 137)
+Event = Callable[[], object]
+
+
+@dataclass
+class Play:
+    """Three jobs, two slots, and a leader that may die before any step while an older one wakes up with what it knew."""
+
+    world: World = field(default_factory=World)
+    old_jobs: list[JobSnapshot] = field(default_factory=list)
+    old_services: list[ServiceSnapshot] = field(default_factory=list)
+    final: dict[str, tuple[str, int, JobState]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        execution = {
+            "maxAttempts": MAX_ATTEMPTS,
+            "maxDisruptions": MAX_DISRUPTIONS,
+            "backoffSeconds": 10,
+            "startTimeoutSeconds": 120,
+            "stallTimeoutSeconds": 100,
+            "timeoutSeconds": 1000,
+            "drainSeconds": 30,
+        }
+        self.world.serve(SERVICE, scaling={"maxInstances": CAPACITY}, execution=execution)
+        for priority, name in enumerate(NAMES):
+            self.world.apply(name, policy={"priority": priority % 2})
+
+    # --- everything that may happen now -----------------------------------------------------------------------------------
+
+    def possible(self, n: int) -> list[Event]:
+        """The events that are possible now, the usual ones more than once; `n` varies their details."""
+        world = self.world
+        events: list[Event] = [world.settle] * 3
+        events += [lambda: world.reconcile_service(SERVICE), lambda: world.tick((1, 11, 61, 130, 301, 3601)[n % 6])]
+        events += [world.kubelet, self._node, lambda: self._service(n)]
+        for name in NAMES:
+            if name not in world.jobs:
+                events.append(lambda name=name: world.apply(name))
+                continue
+            events += [lambda name=name: self._reconcile(name, n)] * 2
+            events += self._by_user(name, n)
+            events += self._in_cluster(name, n)
+        if self.old_jobs:
+            events.append(lambda: self._old_leader(n))
+        return events
+
+    def _by_user(self, name: str, n: int) -> list[Event]:
+        world, spec = self.world, self.world.jobs[name].spec
+        events: list[Event] = [
+            lambda: world.apply(name, suspend=not spec.suspend),
+            lambda: self._remember(name),
+        ]
+        if n % 3 == 0:
+            events.append(lambda: world.apply(name, end=("Finish", "Abort", None)[n % 9 // 3]))
+        if n % 7 == 0:
+            events += [lambda: world.apply(name, rerun=spec.rerun + 1), lambda: world.delete(name)]
+        return events
+
+    def _in_cluster(self, name: str, n: int) -> list[Event]:
+        world = self.world
+        pod = world.live_pod(name)
+        if pod is None or world.nodes["node-0"].ready != "True":
+            return []
+        if pod.node is None:
+            return [lambda: world.run(name)] * 3
+        if pod.trainer is None or not pod.trainer.running:
+            return []
+        phase = (Phase.FETCHING, Phase.TRAINING, Phase.UPLOADING)[n % 3]
+        code, oom = EXIT_CODES[n % len(EXIT_CODES)], "OOMKilled" if n % 5 == 0 else ""
+        events: list[Event] = [lambda: world.report(name, phase, step=5, checkpoint_step=5 if n % 2 else None)] * 3
+        events += [lambda: world.end(name, code, "something", oom), lambda: world.succeed(name)]
+        events += [lambda: self._evict(name), lambda: self._delete_child(name)]
+        return events
+
+    # --- how it happens ---------------------------------------------------------------------------------------------------
+
+    def _reconcile(self, name: str, n: int) -> None:
+        snapshot = self.world.snapshot(name)
+        plan = lifecycle.decide_job(snapshot)
+        if plan.look_again_at != self.world.now:
+            self._is_idempotent(snapshot, plan)
+        self.world.reconcile(name, crash_before=(None, None, 0, 1, 2)[n % 5])
+
+    def _is_idempotent(self, snapshot: JobSnapshot, plan: JobPlan) -> None:
+        again = lifecycle.decide_job(replace(snapshot, job=replace(snapshot.job, status=plan.status)))
+        assert again.status == plan.status, "deciding on its own result changes something"
+        assert again.actions == plan.actions, "an action does not follow again from the written status"
+        assert again.events == (), "an event is emitted twice"
+
+    def _remember(self, name: str) -> None:
+        self.old_jobs.append(self.world.snapshot(name))
+        self.old_services.append(self.world.service_snapshot(SERVICE))
+
+    def _old_leader(self, n: int) -> None:
+        index = n % len(self.old_jobs)
+        self.world.carry_out_plan(self.old_jobs[index])
+        self.world.carry_out_service_plan(self.old_services[index])
+
+    def _service(self, n: int) -> None:
+        held = self.world.services[SERVICE].spec
+        changed = held.model_copy(update={"paused": n % 4 == 0, "reset": held.reset + (n % 11 == 0)})
+        self.world.serve(SERVICE, **changed.to_dict())
+
+    def _node(self) -> None:
+        if self.world.nodes["node-0"].ready == "True":
+            self.world.lose_node()
+        else:
+            self.world.nodes["node-0"] = NodeView("node-0", since=self.world.now)
+
+    def _evict(self, name: str) -> None:
+        pod = self.world.live_pod(name)
+        assert pod
+        target = ObjectCondition("DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting")
+        self.world.change(pod, conditions=(target,))
+        self.world.end(name, 75)
+
+    def _delete_child(self, name: str) -> None:
+        for job in list(self.world.attempt_jobs.values()):
+            if job.owner_uid == self.world.jobs[name].metadata.uid:
+                self.world.delete_attempt_job(job)
+
+    # --- what must hold ---------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        world = self.world
+        taken = admission.occupied(world.service_snapshot(SERVICE))
+        assert len(taken) <= CAPACITY, f"slots over capacity: {taken}"
+        made = Counter((c.run.uid, c.attempt.run, c.attempt.number) for c in world.created)
+        assert all(count == 1 for count in made.values()), f"an attempt was made twice: {made}"
+        for name, job in world.jobs.items():
+            status = job.status
+            assert (status.charged_attempts or 0) <= MAX_ATTEMPTS
+            assert (status.disruptions or 0) <= MAX_DISRUPTIONS + 1
+            assert sum(a.end_time is None for a in status.attempts) <= 1
+            assert status.state is not JobState.UNSPECIFIED, status.message
+            assert status.completion_time is None or status.current is None
+            self._final_is_final(name)
+
+    def _final_is_final(self, name: str) -> None:
+        job = self.world.jobs[name]
+        uid, run, state = job.metadata.uid, job.status.run or 0, job.status.state
+        old = self.final.get(name)
+        if old and old[0] == uid:
+            assert run > old[1] or state is old[2], f"{old[2]} → {state} without a rerun"
+        if state in TERMINAL:
+            self.final[name] = (uid, run, state)
+        else:
+            self.final.pop(name, None)
+
+    def comes_to_rest(self) -> None:
+        """When nothing goes wrong any more every job comes to its end, and nothing is left behind."""
+        world = self.world
+        world.nodes["node-0"] = NodeView("node-0", since=world.now)
+        world.serve(SERVICE, **world.services[SERVICE].spec.model_copy(update={"paused": False}).to_dict())
+        for name in list(world.jobs):
+            world.apply(name, suspend=False, end=None)
+        for _ in range(60):
+            world.settle()
+            world.tick(70)
+            world.kubelet()
+            for name in list(world.jobs):
+                pod = world.live_pod(name)
+                if pod and pod.node is None:
+                    world.run(name)
+                elif pod and pod.trainer and pod.trainer.running:
+                    world.succeed(name)
+            self.check()
+            if all(job.status.state in TERMINAL for job in world.jobs.values()):
+                break
+        for name, job in world.jobs.items():
+            assert job.status.state in TERMINAL, (name, job.status.state, job.status.reason, job.status.message)
+        for _ in range(3):
+            world.tick(world.defaults.keep_finished_seconds + 1)
+            world.settle()
+            world.kubelet()
+        assert not world.attempt_jobs
+        assert not any(not pod.over for pod in world.pods.values())
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10_000)), min_size=20, max_size=120))
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Stage.explicit, Stage.reuse, Stage.generate),
+)
+def test_whatever_happens(steps: list[tuple[int, int]]):
+    play = Play()
+    for which, n in steps:
+        possible = play.possible(n)
+        possible[which % len(possible)]()
+        play.check()
+    play.comes_to_rest()

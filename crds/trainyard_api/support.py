@@ -3,11 +3,11 @@
 To build one: delete its line. A field counts as used when its value differs from its default.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel
 
-from trainyard_api.architectures import ARCHITECTURES
+from trainyard_api.architectures import ARCHITECTURES, is_private
 from trainyard_api.trainingjob import TrainingJobSpec
 from trainyard_api.trainingservice import TrainingServiceSpec
 
@@ -15,39 +15,33 @@ NOT_YET_SUPPORTED = "NotYetSupported"
 """Reason of the warning."""
 
 JOB_FIELDS: tuple[str, ...] = (
-    "startFrom.version",
-    "startFrom.modelVersion",
-    "startFrom.job",
-    "startFrom.uri",
+    "training.compile",
     "resources.nodes",
-    "resources.preemptible",
-    "resources.machineType",
     "policy.rerunAsProcess",
-    "output.publishURI",
-    "end",
 )
 
 SERVICE_FIELDS: tuple[str, ...] = (
     "instance.nodes",
-    "instance.preemptible",
-    "instance.machineType",
     "scaling.type",
     "scaling.minInstances",
     "scaling.idleSeconds",
     "scaling.onScaleDown",
     "execution.rerunAsProcess",
     "queue.kueueQueueName",
-    "cache.claimName",
-    "cache.hostPath",
-    "weightsURI",
 )
 
 
 def unsupported_fields(spec: TrainingJobSpec | TrainingServiceSpec) -> list[str]:
     """The fields in use that this release does not carry out, as paths below `spec`, such as `startFrom.version`."""
     fields = JOB_FIELDS if isinstance(spec, TrainingJobSpec) else SERVICE_FIELDS
-    unbuilt = ["architecture"] if not _is_built(spec.architecture) else []
-    return unbuilt + [path for path in fields if _is_used(spec, path.split("."))]
+    unbuilt = [] if _is_built(spec.architecture) else ["architecture"]
+    gpus = (
+        ("resources.gpus", spec.resources.gpus)
+        if isinstance(spec, TrainingJobSpec)
+        else ("instance.gpus", spec.instance.gpus)
+    )
+    several = [gpus[0]] if (gpus[1] or 0) > 1 else []
+    return unbuilt + several + [path for path in fields if _is_used(spec, path.split("."))]
 
 
 def unsupported_sentence(fields: Iterable[str]) -> str:
@@ -57,7 +51,7 @@ def unsupported_sentence(fields: Iterable[str]) -> str:
 
 def _is_built(architecture: str) -> bool:
     known = ARCHITECTURES.get(architecture)
-    return known is not None and known.built
+    return is_private(architecture) or (known is not None and known.built)
 
 
 def _is_used(model: BaseModel, path: Sequence[str]) -> bool:
@@ -67,6 +61,6 @@ def _is_used(model: BaseModel, path: Sequence[str]) -> bool:
             value: object = getattr(model, name)
             if len(path) > 1:
                 return isinstance(value, BaseModel) and _is_used(value, path[1:])
-            default: Callable[..., object] = info.get_default
-            return value is not None and value != default(call_default_factory=True)
+            default: object = info.get_default(call_default_factory=True)
+            return value is not None and value != default
     raise KeyError(f"{type(model).__name__} has no field {path[0]}")

@@ -211,7 +211,7 @@ def _placement(instance: Instance, machine: Mapping[str, Any], settings: Setting
     if tolerations:
         placement["tolerations"] = tolerations
     if instance.affinity:
-        placement["affinity"] = instance.affinity
+        placement["affinity"] = instance.affinity.to_dict()
     if instance.priority_class_name:
         placement["priorityClassName"] = instance.priority_class_name
     if instance.runtime_class_name:
@@ -353,4 +353,4 @@ def _cache(service: TrainingServiceSpec, settings: Settings) -> Object:
                 f"({', '.join(allowed) or 'none is allowed'}); use emptyDir or claimName"
             )
         return {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
-    return {"emptyDir": dict(cache.empty_dir or {})}
+    return {"emptyDir": cache.empty_dir.to_dict() if cache.empty_dir else {}}

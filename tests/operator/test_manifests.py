@@ -219,8 +219,15 @@ def test_placement_joins_service_machine_type_and_preemptible_nodes():
         made(service={"instance": {"machineType": "huge"}}, **settings)
 
 
+def test_the_affinity_goes_to_the_pod_as_it_is_written():
+    affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}
+    assert pod(made(service={"instance": {"affinity": affinity}}))["affinity"] == affinity
+
+
 def test_the_cache_is_a_folder_of_the_pod_a_claim_or_an_allowed_folder_of_the_node():
     assert mounts(made())["/cache"]["emptyDir"] == {}
+    bounded = made(service={"cache": {"emptyDir": {"sizeLimit": "10Gi"}}})
+    assert mounts(bounded)["/cache"]["emptyDir"] == {"sizeLimit": "10Gi"}
     claim = made(service={"cache": {"claimName": "cache"}})
     assert mounts(claim)["/cache"]["persistentVolumeClaim"] == {"claimName": "cache"}
     allowed = made(service={"cache": {"hostPath": "/data/cache"}}, host_path_prefixes=["/data/"])

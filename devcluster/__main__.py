@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from devcluster.cluster import Cluster, ClusterError
 from devcluster.processes import tail
 from devcluster.spec import ClusterSpec, Phase
@@ -38,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return arguments.run(arguments)
+    except ValidationError as error:
+        for wrong in error.errors():
+            flag = "--" + "-".join(str(part) for part in wrong["loc"]).replace("_", "-")
+            print(f"devcluster: {flag} {wrong['input']}: {wrong['msg']}", file=sys.stderr)
+        return 2
     except (ClusterError, ToolsError, ValueError) as error:
         print(f"devcluster: {error}", file=sys.stderr)
         return 1
@@ -163,9 +170,11 @@ def _env(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     layout = Cluster(arguments.name, arguments.state).layout
     known = sorted(path.stem for path in layout.logs.glob("*.log") if path.stem != "audit")
+    if not known:
+        raise ClusterError(f"cluster {arguments.name} has no logs: it was never started here")
     for component in arguments.component or known:
-        if not layout.log(component).exists():
-            raise ClusterError(f"there is no log of {component}; there are {', '.join(known) or 'none'}")
+        if component not in known:
+            raise ClusterError(f"there is no log of {component}; there are {', '.join(known)}")
         print(f"==> {layout.log(component)}")
         print(tail(layout.log(component), arguments.lines))
     return 0

@@ -17,6 +17,7 @@ from urllib.request import proxy_bypass
 import pytest
 
 from devcluster import processes, tools
+from devcluster.__main__ import main
 from devcluster.access import around_proxies
 from devcluster.components import PREFERRED_PORTS, Plant
 from devcluster.pki import Authority
@@ -180,6 +181,32 @@ def test_requests_to_the_cluster_pass_by_the_users_proxy(monkeypatch: pytest.Mon
     assert proxy_bypass("127.98.0.1:19000")
     assert proxy_bypass("intranet.example")
     assert around_proxies("127.98.0.1", os.environ) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["up", "--nodes", "999"], "--nodes 999: Input should be less than or equal to 200"),
+        (["up", "--name", "Upper"], "cluster name 'Upper': write lower-case letters, digits and hyphens, at most 40"),
+        (["env"], "cluster dev is not running: `python -m devcluster up --name dev`"),
+        (["kill", "etcd"], "cluster dev is not running: `python -m devcluster up --name dev`"),
+        (["logs"], "cluster dev has no logs: it was never started here"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_why_in_a_sentence(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TRAINYARD_DEVCLUSTER_HOME", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(arguments) != 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.splitlines()[-1] == f"devcluster: {sentence}"
 
 
 @pytest.fixture

@@ -78,7 +78,8 @@ class Reconciler:
         self._actions = Actions(cluster, watch, settings, intake)
         self._reports_since = _now()
         self._defaults = Defaults(
-            service=settings.default_service,
+            service=({"secretNames": list(secrets)} if (secrets := settings.default_secret_names) else {})
+            | settings.default_service,
             keep_finished_seconds=settings.keep_finished_seconds,
             lost_node_seconds=settings.lost_node_seconds,
         )

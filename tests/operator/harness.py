@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ class Operator:
             "namespace": namespace,
             "watch_namespaces": namespace,
             "identity": "operator-under-test",
-            "lease_seconds": 4,
+            "lease_seconds": 20,
             "probe_host": "127.0.0.1",
             "probe_port": self.probe_port,
             "intake_host": "127.0.0.1",
@@ -61,6 +63,15 @@ class Operator:
                 [sys.executable, "-m", "trainyard_operator"], env=self._environment, stdout=log, stderr=log
             )
 
+    async def ready(self, seconds: float = 30) -> None:
+        """Wait until the operator decides; says what its log says when it ends instead."""
+        deadline = time.monotonic() + seconds
+        while "trainyard_leader 1.0" not in (await asyncio.to_thread(self.get, "/metrics"))[1]:
+            assert self.process is not None
+            waiting = self.process.poll() is None and time.monotonic() < deadline
+            assert waiting, f"not ready:\n{self.log.read_text()[-3000:]}"
+            await asyncio.sleep(0.1)
+
     def kill(self) -> None:
         """SIGKILL: no chance to write anything down."""
         if self.process is not None:
@@ -75,9 +86,6 @@ class Operator:
 
     def get(self, path: str) -> tuple[int, str]:
         """GET from the probe port; 0 when nobody answers."""
-        import urllib.error
-        import urllib.request
-
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.probe_port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -90,9 +98,10 @@ class Operator:
 class Yard:
     """A namespace with the operator's objects in it, and short words for what tests do there."""
 
-    def __init__(self, api: Cluster, namespace: str) -> None:
+    def __init__(self, api: Cluster, namespace: str, operator: Operator) -> None:
         self.api = api
         self.namespace = namespace
+        self.operator = operator
 
     async def service(self, name: str, **spec: Any) -> Object:
         """A service of yard-nano that runs the fake trainer on CPU."""

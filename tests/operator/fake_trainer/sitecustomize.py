@@ -3,13 +3,14 @@
 Python imports a module of this name at its start, so that PYTHONPATH alone makes any Python image this trainer. What it does
 is told by FAKE_TRAINER: a JSON list with an object for each attempt, the last one for all that follow:
 `steps` and `pause` (seconds per step), `exit` with `reason` and `message`, `silent` (no report after this step), `hang`
-(never ends by itself), `deaf` (ignores SIGTERM), `version` (with exit 78), `lines` (left unread by the termination message).
+(never ends by itself), `deaf` (ignores SIGTERM), `kill` (a child, by signal 9), `version` (with exit 78).
 """
 
 import json
 import os
 import signal
 import ssl
+import subprocess
 import sys
 import time
 import urllib.error
@@ -65,6 +66,11 @@ class Trainer:
         while plan.get("hang"):
             time.sleep(0.2)
             self.report("Training")
+        if plan.get("kill"):
+            # The first process of a container cannot kill itself so: it is a child that dies, as a rank of a training does.
+            child = subprocess.Popen(["sleep", "60"])
+            child.kill()
+            return 128 - child.wait()
         if code := plan.get("exit", 0):
             return self.end(code, plan.get("reason", "Error"), plan.get("message", "told to fail"))
         return self.end(0, "Completed", "trained")

@@ -104,6 +104,10 @@ def _is_over(facts: EndFacts) -> bool:
 
 
 def _lost(facts: EndFacts, pod: AttemptPod) -> End:
+    record = facts.reported
+    if record is not None and record.manifest_uri:
+        said = record.message or "Trained; its node was lost after it had published."
+        return End(Cause.COMPLETED, said, end_time=facts.now, fenced=True, result=record)
     node = (facts.nodes or {}).get(pod.node or "")
     if facts.nodes is not None and node is None:
         seen = f"Node {pod.node} is gone from the cluster"

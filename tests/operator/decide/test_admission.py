@@ -1,0 +1,237 @@
+"""Who starts when: by priority, then age, exactly as many as there are slots."""
+
+from dataclasses import replace
+
+import pytest
+from trainyard_api.trainingjob import JobState
+from trainyard_operator.decide import admission
+from trainyard_operator.decide.admission import Slot
+from trainyard_operator.decide.model import NodeView
+
+from tests.operator.decide.world import World
+
+SERVICE = "mgmt-train-yard-nano"
+
+
+def world_with(*names: str, priorities: dict[str, int] | None = None, **service: object) -> World:
+    """Jobs created a second apart, all looked at once, on a service of these settings."""
+    world = World()
+    world.serve(SERVICE, **service)
+    for name in names:
+        world.apply(name, policy={"priority": (priorities or {}).get(name, 0)})
+        world.tick()
+    for name in names:
+        world.reconcile(name)
+    return world
+
+
+def batch(world: World) -> list[str]:
+    made = admission.next_admission(world.service_snapshot(SERVICE))
+    return [entry.name for entry in made.jobs]
+
+
+def test_the_oldest_start_first_as_many_as_there_are_instances():
+    assert batch(world_with("a", "b", "c", scaling={"maxInstances": 2})) == ["a", "b"]
+
+
+def test_concurrency_multiplies_the_slots():
+    assert batch(world_with("a", "b", "c", "d", scaling={"maxInstances": 1, "concurrency": 3})) == ["a", "b", "c"]
+
+
+def test_a_higher_priority_goes_first_whatever_its_age():
+    world = world_with("a", "b", "c", priorities={"c": 5, "b": 1}, scaling={"maxInstances": 2})
+    assert batch(world) == ["c", "b"]
+
+
+def test_a_priority_that_is_raised_while_waiting_counts():
+    world = world_with("a", "b")
+    world.apply("b", policy={"priority": 1})
+    world.reconcile("b")
+    assert batch(world) == ["b"]
+
+
+@pytest.mark.parametrize("service", [{"paused": True}, {"scaling": {"maxInstances": 0}}])
+def test_a_paused_or_zero_sized_service_starts_nothing_and_says_so(service: dict[str, object]):
+    world = world_with("a", **service)
+    assert batch(world) == []
+    status = world.status("a")
+    assert status.state is JobState.QUEUED
+    assert SERVICE in (status.message or "")
+    assert status.reason == ("ServicePaused" if "paused" in service else "NoInstances")
+
+
+def test_jobs_that_cannot_start_do_not_hold_up_who_comes_after():
+    world = World()
+    world.serve(SERVICE)
+    world.apply("a", startFrom={"modelVersion": "nobody-v1"})
+    world.apply("b", suspend=True)
+    world.tick()
+    world.apply("c")
+    for name in "abc":
+        world.reconcile(name)
+    assert batch(world) == ["c"]
+    assert world.status("a").reason == "StartVersionNotFound"
+
+
+def test_a_batch_is_counted_before_any_ledger_shows_it():
+    world = world_with("a", "b")
+    world.reconcile_service()
+    assert batch(world) == ["a"]
+    assert admission.occupied(world.service_snapshot(SERVICE)) == {Slot(world.jobs["a"].metadata.uid, 0, 1)}
+
+
+def test_an_entry_leaves_the_batch_when_the_ledger_has_the_attempt():
+    world = world_with("a", "b", scaling={"maxInstances": 2})
+    world.reconcile_service()
+    world.reconcile("a")
+    world.reconcile_service()
+    assert [entry.name for entry in world.services[SERVICE].status.admission.jobs] == ["b"]  # type: ignore[union-attr]
+
+
+def test_an_entry_of_a_job_that_was_stopped_is_taken_back_only_when_its_status_shows_it():
+    world = world_with("a", "b")
+    world.reconcile_service()
+    world.apply("a", suspend=True)
+    assert batch(world) == ["a"]
+    world.reconcile("a")
+    assert batch(world) == ["b"]
+
+
+def test_an_entry_of_a_deleted_job_is_free_again():
+    world = world_with("a", "b")
+    world.reconcile_service()
+    world.delete("a")
+    assert batch(world) == ["b"]
+
+
+def test_the_revision_is_raised_by_a_new_batch_only():
+    world = world_with("a")
+    world.reconcile_service()
+    first = world.services[SERVICE].status.admission
+    world.reconcile_service()
+    assert world.services[SERVICE].status.admission == first
+    assert first
+    assert first.revision == 1
+
+
+def test_a_slot_is_taken_until_the_pods_are_really_gone():
+    world = world_with("a", "b")
+    world.settle()
+    world.run("a")
+    world.settle()
+    world.delete("a")
+    world.settle()
+    assert world.status("b").state is JobState.QUEUED
+    world.kubelet()
+    world.settle()
+    assert world.status("b").state is JobState.PREPARING
+
+
+def test_an_ended_pod_that_is_kept_for_its_log_takes_no_slot():
+    world = world_with("a", "b")
+    world.settle()
+    world.run("a")
+    world.settle()
+    world.succeed("a")
+    world.settle()
+    assert any(pod.over for pod in world.pods.values())
+    assert world.status("b").state is JobState.PREPARING
+
+
+def test_a_lost_attempt_gives_its_slot_back():
+    world = world_with("a", "b")
+    world.settle()
+    world.run("a")
+    world.settle()
+    world.lose_node()
+    world.tick(301)
+    world.settle()
+    assert world.status("a").attempts[0].fenced
+    assert world.status("b").state is JobState.PREPARING
+
+
+def test_pods_of_a_deleted_job_on_a_lost_node_do_not_stop_a_service_for_ever():
+    world = world_with("a", "b")
+    world.settle()
+    world.run("a")
+    world.settle()
+    world.lose_node()
+    world.delete("a")
+    world.settle()
+    assert world.status("b").state is JobState.QUEUED
+    world.tick(400)
+    world.settle()
+    assert world.status("b").state is JobState.PREPARING
+
+
+def test_a_pod_of_a_job_that_was_made_again_is_another_slot():
+    world = world_with("a")
+    world.settle()
+    world.run("a")
+    world.settle()
+    world.delete("a")
+    world.apply("a")
+    world.settle()
+    assert world.status("a").state is JobState.QUEUED
+    world.kubelet()
+    world.settle()
+    assert world.status("a").attempts[0].number == 1
+    assert world.status("a").state is JobState.PREPARING
+
+
+def test_lowering_the_maximum_lets_running_executions_finish():
+    world = world_with("a", "b", "c", scaling={"maxInstances": 2})
+    world.settle()
+    world.serve(SERVICE, scaling={"maxInstances": 1})
+    world.settle()
+    assert world.executing() == 2
+    world.run("a")
+    world.settle()
+    world.succeed("a")
+    world.settle()
+    assert world.executing() == 1
+    assert world.status("c").state is JobState.QUEUED
+
+
+def test_positions_are_those_of_the_queue():
+    world = world_with("a", "b", "c", scaling={"maxInstances": 1})
+    world.settle()
+    assert [world.status(name).queue_position for name in "abc"] == [None, 1, 2]
+
+
+def test_only_the_first_twenty_have_a_position():
+    names = [f"j{n:02}" for n in range(22)]
+    world = world_with(*names, scaling={"maxInstances": 0})
+    world.settle()
+    shown = [world.status(name).queue_position for name in names]
+    assert shown == [*range(1, 21), None, None]
+
+
+def test_beyond_the_length_of_the_queue_jobs_try_again_later_and_enter_by_themselves():
+    world = world_with("a", "b", "c", scaling={"maxInstances": 1}, queue={"maxLength": 1})
+    world.settle()
+    assert [world.status(name).state.value for name in "abc"] == ["Preparing", "Queued", "TryAgainLater"]
+    assert "queue.maxLength 1" in (world.status("c").message or "")
+    world.run("a")
+    world.settle()
+    world.succeed("a")
+    world.settle()
+    assert [world.status(name).state.value for name in "abc"] == ["Succeeded", "Preparing", "Queued"]
+
+
+def test_a_batch_holds_at_most_a_hundred_jobs():
+    names = [f"j{n:03}" for n in range(120)]
+    assert len(batch(world_with(*names, scaling={"maxInstances": 200}))) == 100
+
+
+def test_a_stale_service_cannot_use_an_entry_that_was_taken_back():
+    """A leader wakes with the service as it was when `a` was admitted; meanwhile `a` was stopped and `b` has its slot."""
+    world = world_with("a", "b")
+    world.reconcile_service()
+    old = world.snapshot("a")
+    world.apply("a", suspend=True)
+    world.settle()
+    assert world.executing() == 1
+    world.carry_out_plan(replace(old, nodes={"node-0": NodeView("node-0")}))
+    assert world.executing() == 1
+    assert world.status("a").attempts == ()

@@ -70,8 +70,9 @@ test-quick: setup ## no cluster, no training: under a minute
 	$(BIN)/pytest -m "not cluster and not training"
 
 .PHONY: crds
-crds: setup ## render the CRDs from the models, for kubectl and for the chart
+crds: setup ## render the CRDs (for kubectl and the chart) and their reference from the models
 	$(BIN)/python -m trainyard_api.crd crds helm/trainyard/files/crds
+	$(BIN)/python -m trainyard_api.reference docs/reference.md
 
 .PHONY: lock
 lock: ## renew the lock file within the ranges of pyproject.toml

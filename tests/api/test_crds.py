@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from trainyard_api.crd import KINDS, Kind, custom_resource_definition, root_schema, to_yaml
+from trainyard_api.reference import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("crds", "helm/trainyard/files/crds")
@@ -17,6 +18,10 @@ kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_the_committed_file_is_what_the_models_render(kind: Kind, folder: str) -> None:
     assert (ROOT / folder / kind.file_name).read_text() == to_yaml(kind), "run `make crds` and commit what changed"
+
+
+def test_the_committed_reference_is_what_the_models_render() -> None:
+    assert (ROOT / "docs/reference.md").read_text() == markdown(), "run `make crds` and commit what changed"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

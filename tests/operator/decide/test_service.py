@@ -1,0 +1,123 @@
+"""One service: its counts, its state, and what degrades it."""
+
+import pytest
+from trainyard_api.trainingservice import Scaling, ScalingType, TrainingServiceStatus
+from trainyard_operator.decide.scaling import capacity, desired_instances
+from trainyard_operator.decide.service import decide_service
+
+from tests.operator.decide.world import World
+
+SERVICE = "mgmt-train-yard-nano"
+
+
+def status(world: World) -> TrainingServiceStatus:
+    return world.services[SERVICE].status
+
+
+def conditions(world: World) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status.value, c.reason) for c in status(world).conditions}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "demand", "instances"),
+    [
+        (Scaling(max_instances=4), 0, 0),
+        (Scaling(max_instances=4), 3, 3),
+        (Scaling(max_instances=4), 9, 4),
+        (Scaling(max_instances=4, concurrency=4), 5, 2),
+        (Scaling(max_instances=4, min_instances=2), 0, 2),
+        (Scaling(max_instances=1, min_instances=2), 0, 1),
+        (Scaling(max_instances=0), 9, 0),
+        (Scaling(type=ScalingType.FIXED, max_instances=3), 0, 3),
+    ],
+)
+def test_desired_instances(scaling: Scaling, demand: int, instances: int):
+    assert desired_instances(scaling, demand) == instances
+
+
+def test_capacity_is_instances_times_concurrency():
+    assert capacity(Scaling(max_instances=3, concurrency=4)) == 12
+
+
+def test_counts_are_those_of_its_jobs():
+    world = World()
+    world.serve(SERVICE, scaling={"maxInstances": 2})
+    for name in "abc":
+        world.apply(name)
+    world.settle()
+    seen = status(world)
+    assert (seen.running, seen.queued, seen.capacity, seen.instances, seen.desired_instances) == (2, 1, 2, 2, 2)
+    assert seen.selector == f"trainyard.dev/service={SERVICE}"
+    assert seen.observed_generation == world.services[SERVICE].metadata.generation
+
+
+def test_a_service_is_available_or_paused():
+    world = World()
+    world.serve(SERVICE)
+    world.reconcile_service()
+    assert status(world).state == "Available"
+    assert conditions(world) == {
+        "Available": ("True", "Available"),
+        "Degraded": ("False", "AsExpected"),
+        "Paused": ("False", "NotPaused"),
+    }
+    world.serve(SERVICE, paused=True)
+    world.reconcile_service()
+    assert status(world).state == "Paused"
+    assert conditions(world)["Paused"] == ("True", "Paused")
+    assert conditions(world)["Available"] == ("False", "Paused")
+
+
+def test_a_job_that_cannot_start_degrades_its_service_which_names_pod_and_job():
+    world = World()
+    world.serve(SERVICE)
+    world.apply("a")
+    world.apply("b")
+    world.settle()
+    world.wait_for("a", "ImagePullBackOff", "no such host")
+    world.settle()
+    assert status(world).state == "Degraded"
+    assert conditions(world)["Degraded"] == ("True", "ImagePull")
+    said = next(c.message for c in status(world).conditions if c.type == "Degraded")
+    assert said.startswith("Pod a-r0-a1-x of job a cannot start: The image cannot be pulled: no such host")
+    assert "The service is degraded: Pod a-r0-a1-x of job a" in (world.status("b").message or "")
+    world.run("a")
+    world.settle()
+    assert status(world).state == "Available"
+    assert "degraded" not in (world.status("b").message or "")
+
+
+def test_a_job_that_fails_again_and_again_degrades_its_service():
+    world = World()
+    world.serve(SERVICE)
+    world.apply("a")
+    for _ in range(2):
+        world.settle()
+        world.run("a")
+        world.settle()
+        world.end("a", 137, "", "OOMKilled")
+        world.settle()
+        first = status(world).state
+        world.tick(3600)
+    assert first == "Degraded"
+    assert conditions(world)["Degraded"] == ("True", "OutOfMemory")
+
+
+def test_the_jobs_of_a_batch_are_woken():
+    world = World()
+    world.serve(SERVICE, scaling={"maxInstances": 2})
+    for name in "abc":
+        world.apply(name)
+        world.reconcile(name)
+    assert decide_service(world.service_snapshot(SERVICE)).wake == ("a", "b")
+
+
+def test_a_repeated_look_changes_nothing():
+    world = World()
+    world.serve(SERVICE)
+    for name in "ab":
+        world.apply(name)
+    world.settle()
+    plan = decide_service(world.service_snapshot(SERVICE))
+    assert plan.status == status(world)
+    assert plan.events == ()

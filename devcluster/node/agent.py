@@ -51,7 +51,6 @@ class Agent:
         self._port = port
         await _insist(self._register)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._recorder.run())
             group.create_task(self._directory.run())
             group.create_task(self._keep_lease())
             group.create_task(self._keep_status())

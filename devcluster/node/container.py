@@ -307,7 +307,7 @@ class Container:
         run = self._run_folder()
         return Sandbox(
             run / "layer",
-            self._mounts(run, env),
+            self._mounts(image, run, env),
             (pod["spec"].get("hostname") or pod["metadata"]["name"])[:63],
             uid,
             security.get("runAsGroup", uid),
@@ -316,8 +316,8 @@ class Container:
             argv,
         )
 
-    def _mounts(self, run: Path, env: dict[str, str]) -> tuple[Mount, ...]:
-        mounts = [Mount(folder, str(folder), True) for folder in source_folders(PRIVATE)]
+    def _mounts(self, image: Image, run: Path, env: dict[str, str]) -> tuple[Mount, ...]:
+        mounts = [Mount(folder, str(folder), True) for folder in source_folders(image, PRIVATE)]
         for mount in self.spec.get("volumeMounts") or []:
             source = self._volumes.path(mount["name"])
             sub = expand(mount["subPathExpr"], env) if mount.get("subPathExpr") else mount.get("subPath")

@@ -19,12 +19,13 @@ def timestamp(seconds: float | None = None) -> str:
 
 
 class Recorder:
-    """Writes Events in the background, in order; `record` never waits and never fails."""
+    """Writes Events in the background, in order for each object; `record` never waits and never fails."""
 
     def __init__(self, api: Api, node: str) -> None:
         self._api = api
         self._node = node
-        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._waiting: dict[str, list[dict[str, Any]]] = {}
+        self._writers: set[asyncio.Task[None]] = set()
         self._known: dict[tuple[str, ...], tuple[str, int]] = {}
 
     def record(self, pod: dict[str, Any], type_: str, reason: str, message: str, field_path: str = "") -> None:
@@ -40,16 +41,25 @@ class Recorder:
             involved["namespace"] = metadata["namespace"]
         if field_path:
             involved["fieldPath"] = field_path
-        self._queue.put_nowait({"involvedObject": involved, "type": type_, "reason": reason, "message": message})
+        event = {"involvedObject": involved, "type": type_, "reason": reason, "message": message}
+        if metadata["uid"] in self._waiting:
+            self._waiting[metadata["uid"]].append(event)
+            return
+        self._waiting[metadata["uid"]] = [event]
+        writer = asyncio.create_task(self._write_all(metadata["uid"]))
+        self._writers.add(writer)
+        writer.add_done_callback(self._writers.discard)
 
-    async def run(self) -> None:
-        while True:
-            event = await self._queue.get()
+    async def _write_all(self, uid: str) -> None:
+        """Writes the object's Events until there are no more."""
+        while self._waiting[uid]:
+            event = self._waiting[uid].pop(0)
             try:
                 await self._write(event)
             except (ApiError, OSError) as error:
                 # A namespace that is being deleted takes no Events; nothing depends on them.
                 log.info("event %s not written: %s", event["reason"], error)
+        del self._waiting[uid]
 
     async def _write(self, event: dict[str, Any]) -> None:
         involved, now = event["involvedObject"], timestamp()

@@ -26,6 +26,8 @@ class Image:
     path: str = DEFAULT_PATH
     user: int = 0
     working_dir: str = "/"
+    folders: tuple[str, ...] = ()
+    """Folders of this machine that its containers see, wherever they lie."""
 
 
 def default_images() -> dict[str, Image]:
@@ -43,7 +45,7 @@ def default_images() -> dict[str, Image]:
 
 
 def load_images(path: Path | None) -> dict[str, Image]:
-    """The default images and those of the JSON file: `{name: {rootfs: host, command, args, env, path, user}}`."""
+    """The default images and those of the JSON file: `{name: {rootfs: host, command, args, env, path, user, folders}}`."""
     images = default_images()
     if path is None:
         return images
@@ -57,6 +59,7 @@ def load_images(path: Path | None) -> dict[str, Image]:
             entry.get("path", DEFAULT_PATH),
             int(entry.get("user", 0)),
             entry.get("workingDir", "/"),
+            tuple(entry.get("folders", ())),
         )
     return images
 
@@ -83,9 +86,9 @@ def find(images: dict[str, Image], name: str) -> Image | None:
     return images.get(match["name"]) if match else None
 
 
-def source_folders(hidden: tuple[str, ...]) -> list[Path]:
-    """Folders that the default images need and that lie below one of `hidden`, where a container would not see them."""
-    folders = {REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)}
+def source_folders(image: Image, hidden: tuple[str, ...]) -> list[Path]:
+    """Folders that the image needs and that lie below one of `hidden`, where a container would not see them."""
+    folders = {REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), *map(Path, image.folders)}
     return sorted(f for f in folders if any(f.is_relative_to(h) for h in hidden))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 class Timings:
     """Seconds. Those that only slow a test down are shorter than a real kubelet's; those a controller sees are not."""
 
-    heartbeat: float = 10.0
+    heartbeat: float = 2.0
+    """Often, for clusters that are told to give up a silent node after a few seconds."""
     lease_duration: int = 40
     sync: float = 12.0
     """Between two looks at a container that cannot start, and at an image that cannot be pulled."""

@@ -23,7 +23,9 @@ from devcluster.node.process import Process
 from tests.recordings import Line, Recording
 
 PAUSE_LIMIT = 1.0
-KUBELET_PAUSE_LIMIT = 13.0
+KUBELET_PAUSE_LIMIT = 9.5
+OBSERVATION_LIMIT = 30.0
+NOT_SEEN_SECONDS = 3.0
 WAIT_SECONDS = 75.0
 
 
@@ -62,7 +64,7 @@ def make_node(name: str, kubeconfig: Path, state: Path, address: str, pod_cidr: 
     segv.write_text(f"#!{sys.executable}\nimport ctypes\nctypes.string_at(0)\n")
     segv.chmod(0o755)
     path = f"{python}:/usr/local/bin:/usr/bin:/bin:{segv.parent}"
-    images.write_text(json.dumps({"lab/py": {"path": path}}))
+    images.write_text(json.dumps({"lab/py": {"path": path, "folders": [str(segv.parent)]}}))
     flags = {
         "kubeconfig": str(kubeconfig),
         "name": name,
@@ -128,6 +130,9 @@ class Replay:
             pass
         elif "http" in action:
             await self._call(*action["http"])
+        elif match := re.fullmatch(r"\(NOT seen within \d+ s: (.*)\)", what):
+            await asyncio.sleep(NOT_SEEN_SECONDS)
+            assert not self._seen(match.group(1))(), f"{self.recording.scenario}: seen: {match.group(1)}"
         elif match := re.fullmatch(r"\(seen: (.*)\)", what):
             await self._until(self._seen(match.group(1)), what)
 
@@ -202,7 +207,7 @@ class Replay:
     async def _pause(self, action: dict[str, Any], before: float) -> None:
         if action["action"].startswith("("):
             if "end of the observation" in action["action"]:
-                await asyncio.sleep(min(action["t"] - before, 30.0))
+                await asyncio.sleep(min(action["t"] - before, OBSERVATION_LIMIT))
             return
         limit = KUBELET_PAUSE_LIMIT if action["action"] == "start kubelet" else PAUSE_LIMIT
         await asyncio.sleep(min(action["t"] - before, limit))
@@ -260,9 +265,9 @@ def _newest(lines: list[Line]) -> list[dict[str, Any]]:
     return list(out.values())
 
 
-def story(lines: list[Line]) -> list[list[dict[str, Any]]]:
+def story(lines: list[Line]) -> list[list[str]]:
     """For each pod, in order of creation, its distinct states one after the other, as a controller tells them apart."""
-    pods: dict[str, list[dict[str, Any]]] = {}
+    pods: dict[str, list[str]] = {}
     for line in lines:
         if line.kind == "Pod":
             steps = pods.setdefault(line.object["metadata"]["uid"], [])
@@ -272,33 +277,29 @@ def story(lines: list[Line]) -> list[list[dict[str, Any]]]:
     return list(pods.values())
 
 
-def _step(pod: dict[str, Any]) -> dict[str, Any]:
+def _step(pod: dict[str, Any]) -> str:
+    """One line: phase, reason and message of the pod, its containers' states, readiness, disruption, deletion."""
     status, metadata = pod["status"], pod["metadata"]
     conditions = {c["type"]: c for c in status.get("conditions") or []}
-    ready = conditions.get("Ready", {})
-    containers = {}
+    words = [status["phase"], status.get("reason"), status.get("message")]
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind) or []:
             ((state, details),) = container["state"].items()
-            keys = ("reason", "exitCode", "message")
-            containers[container["name"]] = (state, *(_plain(details.get(key), pod) for key in keys))
-    return {
-        "phase": status["phase"],
-        "reason": _plain(status.get("reason"), pod),
-        "message": _plain(status.get("message"), pod),
-        "containers": containers,
-        "ready": (ready.get("status"), ready.get("reason")),
-        "disruption": conditions.get("DisruptionTarget", {}).get("reason"),
-        "deleting": "deletionTimestamp" in metadata,
-    }
+            facts = [repr(details[key]) for key in ("reason", "exitCode", "message") if details.get(key) is not None]
+            words.append(f"{container['name']}={state}({', '.join(facts)})")
+    if ready := conditions.get("Ready"):
+        words.append(f"ready={ready['status']}({ready.get('reason', '')})")
+    if disruption := conditions.get("DisruptionTarget"):
+        words.append(disruption["reason"])
+    if "deletionTimestamp" in metadata:
+        words.append("deleting")
+    return _plain(" ".join(word for word in words if word), pod)
 
 
-def _plain(value: Any, pod: dict[str, Any]) -> Any:
-    if not isinstance(value, str):
-        return value
+def _plain(value: str, pod: dict[str, Any]) -> str:
     for key in ("name", "uid"):
         value = value.replace(pod["metadata"][key], f"<{key}>")
-    return re.sub("failed to resolve image: .*", "failed to resolve image: ...", value)
+    return re.sub(r"failed to resolve image: .*?(?='\))", "failed to resolve image: ...", value)
 
 
 def kubelet_events(lines: list[Line]) -> dict[tuple[str, str], int]:

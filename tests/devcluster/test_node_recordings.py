@@ -1,0 +1,149 @@
+"""The node writes what a real kubelet wrote: recordings played again, and the pods' stories compared.
+
+All are played at the same time in one cluster, on nodes of their own where a recording breaks one.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from devcluster import Cluster, processes
+from devcluster.node.api import Api
+from tests.devcluster.replay import Node, Replay, job_ends, kubelet_events, make_node, story
+from tests.recordings import Line, load, scenarios
+
+TOGETHER = (
+    *("01", "01b", "02", "02b", "03", "03b", "04", "05a", "05b", "05c", "06", "06b", "06c"),
+    *("07", "07b", "07c", "07d", "08", "09", "09b", "10", "11", "11b", "11c", "11d", "12", "12b", "12c", "12d"),
+    *("13", "13b", "14", "15", "16", "17", "18", "18b", "18c", "29", "30", "31", "31b", "31c", "32", "33", "34"),
+)
+"""Played at once on one node."""
+ON_THEIR_OWN_NODE = (("38", "24"), ("37",), ("28b",), ("25",), ("26",), ("28",))
+"""Each group on a node of its own, one after the other."""
+PLAYED = (*TOGETHER, *(name for group in ON_THEIR_OWN_NODE for name in group))
+
+NOT_PLAYED = {
+    "19": "the scheduler's alone: the pod never reaches a node",
+    "19b": "the scheduler's alone: the pod never reaches a node",
+    "20": "the scheduler's alone: the pod never reaches a node",
+    "21": "the scheduler's alone, until the pod runs as in 01",
+    "22": "the Job controller's alone, until the pod runs as in 01",
+    "23": "the Job controller's alone: there is no pod",
+    "25b": "as 25, but all nodes are lost, and others are needed here",
+    "26b": "as 26, but all nodes are lost, and others are needed here",
+    "27": "as 25 until PodGC, which comes every 20 s; the node's part is test_node.py's orphan",
+    "27b": "PodGC waits 40 s; the node's part is test_node.py's orphan",
+    "27c": "as 27, but all nodes are lost, and others are needed here",
+    "32b": "wants a machine short of memory; the node watches its containers' memory, not the machine's",
+    "35": "kills containerd, which there is none of; test_node.py kills bubblewrap instead",
+    "36": "times, not states",
+}
+
+# Seen shorter than in the recording, since the rest only repeats itself: our story is the beginning of the recorded one.
+CUT_SHORT = {"13", "13b"}
+# Said by others in the kubelet's name, or noise of a restart (README of the recordings).
+NOT_COMPARED = {"TaintManagerEviction", "NodeNotReady", "FailedMount"}
+
+
+@dataclass(frozen=True)
+class Played:
+    lines: list[Line]
+    error: BaseException | None
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Played]]:
+    """What happened in each recording, by its number."""
+    state = tmp_path_factory.mktemp("replay")
+    owner = processes.record(os.getpid())
+    with Cluster.start("replay", node_grace_seconds=12, state=state / "cluster", owner=owner) as cluster:
+        nodes = [_node(cluster, state, index) for index in range(1 + len(ON_THEIR_OWN_NODE))]
+        try:
+            yield asyncio.run(_play_all(cluster, nodes))
+        finally:
+            for node in nodes:
+                node.end()
+
+
+def _node(cluster: Cluster, state: Path, index: int) -> Node:
+    addresses = cluster.addresses
+    # Above the cluster's own nodes, of which there is none here.
+    address, pods = str(addresses.node(100 + index)), str(addresses.node_pods(100 + index))
+    gpus = 64 if index == 0 else 8
+    return make_node(f"replay-{index}", cluster.kubeconfig, state / f"node-{index}", address, pods, gpus)
+
+
+async def _play_all(cluster: Cluster, nodes: list[Node]) -> dict[str, Played]:
+    out: dict[str, Played] = {}
+    async with Api(cluster.kubeconfig) as api:
+
+        async def play(name: str, node: Node) -> None:
+            replay, error = Replay(api, load(name), node), None
+            try:
+                await replay.run()
+            except Exception as caught:
+                error = caught
+            out[name] = Played(replay.lines, error)
+
+        async def play_group(names: tuple[str, ...], node: Node) -> None:
+            for name in names:
+                await play(name, node)
+
+        for node in nodes:
+            node.start()
+        await _until_ready(api, len(nodes))
+        groups = [play_group(names, node) for names, node in zip(ON_THEIR_OWN_NODE, nodes[1:], strict=True)]
+        await asyncio.gather(*groups, *(play(name, nodes[0]) for name in TOGETHER))
+    return out
+
+
+async def _until_ready(api: Api, count: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            nodes = (await api.get("/api/v1/nodes"))["items"]
+            if len([n for n in nodes if not n["spec"].get("taints")]) == count:
+                return
+            await asyncio.sleep(0.1)
+
+
+def test_every_recording_is_played_or_has_a_reason_not_to_be():
+    numbers = {name.partition("-")[0] for name in scenarios()}
+    assert numbers == {*PLAYED, *NOT_PLAYED}
+    assert len(PLAYED) + len(NOT_PLAYED) == len(numbers)
+
+
+@pytest.mark.cluster
+@pytest.mark.xdist_group("replay")
+@pytest.mark.parametrize("name", PLAYED)
+def test_the_pods_story_is_the_recorded_one(played: dict[str, Played], name: str):
+    result, recording = played[name], load(name)
+    if result.error is not None:
+        raise result.error
+    ours, theirs = _sorted(story(result.lines)), _sorted(story(list(recording.timeline)))
+    if name in CUT_SHORT:
+        theirs = [pod[: len(mine)] for pod, mine in zip(theirs, ours, strict=True)]
+        assert len(ours[0]) >= 4, "ErrImagePull and ImagePullBackOff take turns"
+    assert ours == theirs
+
+
+@pytest.mark.cluster
+@pytest.mark.xdist_group("replay")
+@pytest.mark.parametrize("name", PLAYED)
+def test_kubelet_says_the_same_in_events_and_the_job_ends_the_same(played: dict[str, Played], name: str):
+    result, recording = played[name], load(name)
+    if result.error is not None:
+        raise result.error
+    said = {key for key in kubelet_events(result.lines) if key[0] not in NOT_COMPARED}
+    assert said == {key for key in kubelet_events(list(recording.timeline)) if key[0] not in NOT_COMPARED}
+    if not any(line.kind == "Job" and line.type == "DELETED" for line in recording.timeline):
+        # A Job that is being deleted may or may not see its pod's end before it goes.
+        assert job_ends(result.lines) == job_ends(list(recording.timeline))
+
+
+def _sorted(stories: list[list[str]]) -> list[list[str]]:
+    """Pods that were made at the same moment have no order."""
+    return sorted(stories, key=lambda steps: steps[-1])

@@ -7,11 +7,13 @@ Modules in reading order:
   settings    what a node is told, and its timings
   agent       registers the Node, keeps it alive, and gives each bound pod a worker
   pod         one pod's life: volumes, init containers, containers, and its end
-  container   one container: its images, configuration errors, restarts, hooks and probes
+  container   one container: its starts, restarts, hooks, probes, and how it is stopped
+  configuration  what it is started with, and why it cannot be
   process     one run of a container: a bubblewrap process that outlives this one
   sandbox     the bubblewrap command line
   volumes     what is mounted: Secrets, ConfigMaps, tokens, downward API, emptyDir, hostPath
   env         environment variables and `$(VAR)`
+  publisher   the pod's status on its way to the API server
   status      pure functions from what runs to what the API server is told
   memory      the memory limit
   storage     the ephemeral-storage limit

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from devcluster.node.api import MERGE, Api, ApiError
-from devcluster.node.container import Host
+from devcluster.node.configuration import Host
 from devcluster.node.events import Recorder, timestamp
 from devcluster.node.images import load_images
 from devcluster.node.network import Addresses, Directory

@@ -5,20 +5,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from devcluster.node import memory, probes
-from devcluster.node.api import Api
-from devcluster.node.env import ConfigError, Source, environment, expand
-from devcluster.node.events import Recorder
-from devcluster.node.images import Image, find, parse_error, pull_error, source_folders
+from devcluster.node.configuration import Blocked, Host, Images, Place, configure
 from devcluster.node.process import Exit, Process
 from devcluster.node.quantity import parse
-from devcluster.node.sandbox import PRIVATE, Mount, Sandbox, start_error
-from devcluster.node.settings import Settings
+from devcluster.node.sandbox import Sandbox, start_error
 from devcluster.node.status import (
     ContainerView,
     Running,
@@ -29,32 +24,13 @@ from devcluster.node.status import (
     terminated,
     terminated_from,
 )
-from devcluster.node.volumes import MountError, Volumes, fetch_data, sub_path
+from devcluster.node.volumes import Volumes
 
-RUNTIME_ERROR = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
-
-
-@dataclass(frozen=True)
-class Host:
-    """What all containers of a node share."""
-
-    settings: Settings
-    api: Api
-    recorder: Recorder
-    images: Mapping[str, Image]
-    allocatable: dict[str, str]
-    host_ip: str
-    service_env: Callable[[dict[str, Any]], dict[str, str]]
-
-
-class Blocked(Exception):
-    """The container cannot start now: the reason and message that its status shows, and the Events to write."""
-
-    def __init__(self, reason: str, message: str, events: tuple[tuple[str, str, str], ...]) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-        self.events = events
+PRESENT = 'Container image "{}" already present on machine and can be accessed by the pod'
+RUNTIME_ERROR = (
+    "failed to create containerd task: failed to create shim task: OCI runtime create failed: "
+    "runc create failed: unable to start container process: "
+)
 
 
 class Container:
@@ -93,8 +69,7 @@ class Container:
         self._changed = changed
         self._publish = publish
         self._latest: Waiting | None = None
-        self._pull_backoff = 0.0
-        self._next_pull = 0.0
+        self._images = Images(host.images, host.settings.timings)
         self._crash_backoff = 0.0
         self._watchers: list[asyncio.Task[None]] = []
         self._env: dict[str, str] = {}
@@ -124,9 +99,6 @@ class Container:
 
     def log_file(self, *, previous: bool = False) -> Path:
         return self._folder / str(self.restart_count - previous) / "log"
-
-    def layer_folders(self) -> list[Path]:
-        return [self._folder]
 
     async def run(self, policy: str) -> None:
         """Runs the container until it has ended and is not to be started again under the restart `policy`."""
@@ -181,7 +153,7 @@ class Container:
         if pid is None:
             return None
         ports = {p["name"]: p["containerPort"] for p in self.spec.get("ports") or [] if "name" in p}
-        return probes.Target(self._pod_ip(), pid, self._env, ports, self.spec.get("workingDir") or "/")
+        return probes.Target(self._place().pod_ip, pid, self._env, ports, self.spec.get("workingDir") or "/")
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -193,8 +165,9 @@ class Container:
             self.show_latest()
             timings = self._host.settings.timings
             try:
-                image = self._image()
-                env, sandbox = await self._configured(image)
+                image = self._images.find(self.spec)
+                self.event("Normal", "Pulled", PRESENT.format(self.spec["image"]))
+                env, sandbox = await configure(self._place(), image)
                 break
             except Blocked as blocked:
                 for event in blocked.events:
@@ -213,121 +186,6 @@ class Container:
             return
         self.state = Running(process.started_at)
         self._is_running()
-
-    def _image(self) -> Image:
-        name = self.spec["image"]
-        if why := parse_error(name):
-            raise Blocked(
-                "InvalidImageName",
-                why,
-                (("Warning", "InspectFailed", why), ("Warning", "Failed", "Error: InvalidImageName")),
-            )
-        if (image := find(dict(self._host.images), name)) is not None:
-            present = f'Container image "{name}" already present on machine and can be accessed by the pod'
-            self.event("Normal", "Pulled", present)
-            return image
-        if self.spec.get("imagePullPolicy") == "Never":
-            why = f'Container image "{name}" is not present with pull policy of Never'
-            raise Blocked(
-                "ErrImageNeverPull",
-                why,
-                (("Warning", "ErrImageNeverPull", why), ("Warning", "Failed", "Error: ErrImageNeverPull")),
-            )
-        timings, why = self._host.settings.timings, pull_error(name)
-        if time.monotonic() < self._next_pull:
-            back_off = f'Back-off pulling image "{name}"'
-            raise Blocked(
-                "ImagePullBackOff",
-                f"{back_off}: ErrImagePull: {why}",
-                (("Normal", "BackOff", back_off), ("Warning", "Failed", "Error: ImagePullBackOff")),
-            )
-        self._pull_backoff = min(max(timings.pull_backoff, 2 * self._pull_backoff), timings.pull_backoff_max)
-        self._next_pull = time.monotonic() + self._pull_backoff
-        raise Blocked(
-            "ErrImagePull",
-            why,
-            (
-                ("Normal", "Pulling", f'Pulling image "{name}"'),
-                ("Warning", "Failed", f'Failed to pull image "{name}": {why}'),
-                ("Warning", "Failed", "Error: ErrImagePull"),
-            ),
-        )
-
-    async def _configured(self, image: Image) -> tuple[dict[str, str], Sandbox]:
-        try:
-            env = await self._environment(image)
-            return env, self._sandbox(image, env)
-        except (ConfigError, MountError) as error:
-            raise Blocked(
-                "CreateContainerConfigError", str(error), (("Warning", "Failed", f"Error: {error}"),)
-            ) from error
-
-    async def _environment(self, image: Image) -> dict[str, str]:
-        pod, host = self._pod(), self._host
-        namespace = pod["metadata"]["namespace"]
-        found: dict[tuple[str, str], Mapping[str, bytes] | None] = {}
-        for kind, name in _referenced_objects(self.spec):
-            found[kind, name] = await fetch_data(host.api, kind, namespace, name)
-        source = Source(
-            pod,
-            self.spec,
-            self._pod_ip(),
-            host.host_ip,
-            host.allocatable,
-            lambda name: found.get(("secret", name)),
-            lambda name: found.get(("configMap", name)),
-            host.service_env(pod),
-        )
-        hostname = pod["spec"].get("hostname") or pod["metadata"]["name"]
-        base = {"PATH": image.path, "HOME": "/root", "HOSTNAME": hostname, "LANG": "C.UTF-8", **image.env}
-        if _asks_for_gpu(self.spec):
-            # There is no accelerator here however many are advertised; trainers may use the CPU instead.
-            base["TRAINYARD_ALLOW_CPU"] = "1"
-        return base | environment(source)
-
-    def _sandbox(self, image: Image, env: dict[str, str]) -> Sandbox:
-        pod, spec = self._pod(), self.spec
-        security = {**(pod["spec"].get("securityContext") or {}), **(spec.get("securityContext") or {})}
-        uid = security.get("runAsUser", image.user)
-        if security.get("runAsNonRoot") and uid == 0:
-            what = (
-                "container's runAsUser breaks non-root policy"
-                if "runAsUser" in security
-                else ("container has runAsNonRoot and image will run as root")
-            )
-            metadata = pod["metadata"]
-            raise ConfigError(
-                f'{what} (pod: "{metadata["name"]}_{metadata["namespace"]}({metadata["uid"]})", container: {self.name})'
-            )
-        command = [expand(part, env) for part in spec.get("command") or image.command]
-        arguments = spec.get("args") or ([] if spec.get("command") else image.arguments)
-        argv = (*command, *(expand(part, env) for part in arguments))
-        if not argv:
-            raise ConfigError(f'no command specified: image "{spec["image"]}" has none of its own')
-        run = self._run_folder()
-        return Sandbox(
-            run / "layer",
-            self._mounts(image, run, env),
-            (pod["spec"].get("hostname") or pod["metadata"]["name"])[:63],
-            uid,
-            security.get("runAsGroup", uid),
-            bool((spec.get("securityContext") or {}).get("readOnlyRootFilesystem")),
-            spec.get("workingDir") or image.working_dir,
-            argv,
-        )
-
-    def _mounts(self, image: Image, run: Path, env: dict[str, str]) -> tuple[Mount, ...]:
-        mounts = [Mount(folder, str(folder), True) for folder in source_folders(image, PRIVATE)]
-        for mount in self.spec.get("volumeMounts") or []:
-            source = self._volumes.path(mount["name"])
-            sub = expand(mount["subPathExpr"], env) if mount.get("subPathExpr") else mount.get("subPath")
-            if sub:
-                source = sub_path(source, sub, create=not (source / "..data").exists())
-            mounts.append(Mount(source, mount["mountPath"], bool(mount.get("readOnly"))))
-        mounts.append(Mount(self._folder.parent.parent / "etc-hosts", "/etc/hosts"))
-        termination = self.spec.get("terminationMessagePath") or "/dev/termination-log"
-        mounts.append(Mount(run / "termination", termination))
-        return tuple(mounts)
 
     def _launch(self, sandbox: Sandbox, env: dict[str, str]) -> None:
         run = self._run_folder()
@@ -519,31 +377,12 @@ class Container:
         if self.process is not None and isinstance(self.state, Running):
             self._is_running()
 
+    def _place(self) -> Place:
+        hosts = self._folder.parent.parent / "etc-hosts"
+        return Place(self._host, self._pod(), self.spec, self._run_folder(), hosts, self._volumes)
+
     def _run_folder(self) -> Path:
         return self._folder / str(self.restart_count)
 
     def _container_id(self) -> str:
         return f"process://{self._pod()['metadata']['uid']}/{self.name}/{self.restart_count}"
-
-    def _pod_ip(self) -> str:
-        return (self._pod().get("status") or {}).get("podIP") or ""
-
-
-def _referenced_objects(spec: dict[str, Any]) -> set[tuple[str, str]]:
-    """The (kind, name) of all Secrets and ConfigMaps that the environment refers to."""
-    out: set[tuple[str, str]] = set()
-    for entry in spec.get("envFrom") or []:
-        for key, kind in (("secretRef", "secret"), ("configMapRef", "configMap")):
-            if key in entry:
-                out.add((kind, entry[key]["name"]))
-    for entry in spec.get("env") or []:
-        value = entry.get("valueFrom") or {}
-        for key, kind in (("secretKeyRef", "secret"), ("configMapKeyRef", "configMap")):
-            if key in value:
-                out.add((kind, value[key]["name"]))
-    return out
-
-
-def _asks_for_gpu(spec: dict[str, Any]) -> bool:
-    resources = spec.get("resources") or {}
-    return any("gpu" in name for name in {**(resources.get("limits") or {}), **(resources.get("requests") or {})})

@@ -7,7 +7,6 @@ somebody asks (deletion, deadline, eviction), say how it ended, and let the API 
 import asyncio
 import contextlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Awaitable
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from devcluster.node import storage
-from devcluster.node.api import ApiError
-from devcluster.node.container import Container, Host
+from devcluster.node.configuration import Host
+from devcluster.node.container import Container
 from devcluster.node.process import kill_run
+from devcluster.node.publisher import Publisher
 from devcluster.node.status import (
     DEADLINE,
     DEADLINE_MESSAGE,
@@ -27,13 +27,9 @@ from devcluster.node.status import (
     PodView,
     Terminated,
     Waiting,
-    differs,
-    pod_status,
     rejected_status,
 )
 from devcluster.node.volumes import MountError, PodPlace, Volumes
-
-log = logging.getLogger(__name__)
 
 
 class Worker:
@@ -49,16 +45,13 @@ class Worker:
         self._memory = memory
         self._settled = False
         self._sandbox = False
-        self._quiet = False
-        """While kubelet ends a pod, its containers' ends are told together with the pod's."""
         self._ending: Ending | None = None
         self._removed = asyncio.Event()
         self._updated = asyncio.Event()
-        self._dirty = asyncio.Event()
-        self._publishing = asyncio.Lock()
         metadata = pod["metadata"]
         self.uid: str = metadata["uid"]
-        self._path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        self._publisher = Publisher(host.api, path, lambda: self.pod, self.view, self.update, self._removed)
         started = (pod.get("status") or {}).get("startTime")
         self._start_time = datetime.fromisoformat(started).timestamp() if started else time.time()
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +72,7 @@ class Worker:
         changed_metadata = _downward(pod) != _downward(self.pod)
         self.pod = pod
         self._updated.set()
-        self._dirty.set()
+        self._publisher.changed()
         if changed_metadata and self._sandbox:
             self._background(self._refresh_volumes())
 
@@ -107,7 +100,7 @@ class Worker:
         self.finished = self._settled = True
         self.host.recorder.record(self.pod, "Warning", reason, message)
         generation = self.pod["metadata"].get("generation", 1)
-        await self._write(rejected_status(reason, message, generation, time.time()))
+        await self._publisher.write(rejected_status(reason, message, generation, time.time()))
 
     # -- the life ------------------------------------------------------------------------------------------------
 
@@ -115,7 +108,7 @@ class Worker:
         self._tasks: set[asyncio.Task[Any]] = set()
         try:
             if not self._settled:
-                self._background(self._publisher())
+                self._background(self._publisher.run())
                 await self._live_and_end()
             await self._be_deleted()
         finally:
@@ -145,28 +138,28 @@ class Worker:
         if ended_by is not None:
             await self._terminate(*ended_by)
         else:
-            await self._publish()
+            await self._publisher.publish()
             await asyncio.sleep(self.host.settings.timings.teardown)
         self._sandbox = False
         self.finished = True
-        await self._publish()
-        self._quiet = False
-        self._updated.set()
+        await self._publisher.publish()
+        self._publisher.quiet = False
+        self._publisher.changed()
         if ended_by is not None and ended_by[0].reason == DEADLINE:
             self._record_deadline()
         if ended_by is not None and any(isinstance(c.state, Waiting) for c in self.containers):
             # Kubelet finds out only later that a container of an ended pod has never been there.
             await self._sleep_unless_deleted(0.9)
             self._mark_lost()
-            await self._publish()
+            await self._publisher.publish()
         self._settled = True
 
     async def _live(self) -> None:
         """The pod as long as nobody ends it: volumes, init containers in turn, then all others at once."""
-        self._dirty.set()
+        self._publisher.changed()
         await self._mount()
         self._sandbox = True
-        self._dirty.set()
+        self._publisher.changed()
         self._background(self._keep_volumes())
         policy = self.pod["spec"].get("restartPolicy", "Always")
         sidecars: list[tuple[Container, asyncio.Task[None]]] = []
@@ -177,7 +170,7 @@ class Worker:
                     task = asyncio.create_task(container.run("Always"))
                     sidecars.append((container, task))
                     await container.started.wait()
-                    await self._publish()
+                    await self._publisher.publish()
                 else:
                     await container.run("Never" if policy == "Never" else "OnFailure")
                     if not isinstance(container.state, Terminated) or container.state.exit_code != 0:
@@ -197,13 +190,13 @@ class Worker:
         running = [(c, task) for c, task in sidecars if c.running]
         if not running:
             return
-        await self._publish()
+        await self._publisher.publish()
         deadline = time.monotonic() + self._grace(self.pod["spec"].get("terminationGracePeriodSeconds"))
         for container, task in reversed(running):
             task.cancel()
             await container.stop(f"Stopping container {container.name}", max(0.0, deadline - time.monotonic()))
         self._sandbox = False
-        await self._publish()
+        await self._publisher.publish()
 
     async def _terminate(self, ending: Ending, grace: float) -> None:
         """Ends all containers: those of the pod at once, sidecars after them."""
@@ -212,14 +205,14 @@ class Worker:
             for container in self.containers:
                 container.show_latest()
             self._record_deadline()
-            await self._publish()
+            await self._publisher.publish()
             await asyncio.sleep(self.host.settings.timings.teardown)
             self._record_deadline()
         elif not ending.reason:
             for container in self.containers:
                 container.reset_to_waiting()
-        await self._publish()
-        self._quiet = True
+        await self._publisher.publish()
+        self._publisher.quiet = True
         deadline = time.monotonic() + self._grace(grace)
         lower = asyncio.create_task(self._lower_grace(deadline))
         try:
@@ -232,7 +225,7 @@ class Worker:
             self._record_deadline()
         elif not ending.reason and any(isinstance(c.state, Waiting) for c in self.containers):
             self._sandbox = False
-            await self._publish()
+            await self._publisher.publish()
             await asyncio.sleep(self.host.settings.timings.teardown)
             self._mark_lost()
 
@@ -254,8 +247,7 @@ class Worker:
         while not self._removed.is_set() and "deletionTimestamp" not in self.pod["metadata"]:
             await self._next_update()
         if not self._removed.is_set():
-            body = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
-            await self._insist(lambda: self.host.api.delete(self._path, body))
+            await self._publisher.delete()
         await self._removed.wait()
 
     # -- what ends it --------------------------------------------------------------------------------------------
@@ -329,51 +321,19 @@ class Worker:
             self._ending,
         )
 
-    async def _publisher(self) -> None:
-        while True:
-            await self._dirty.wait()
-            if self._quiet:
-                await self._next_update()
-            else:
-                await self._publish()
-
-    async def _publish(self) -> None:
-        """Writes the status as it is now, unless the API server has just that."""
-        async with self._publishing:
-            self._dirty.clear()
-            generation = self.pod["metadata"].get("generation", 1)
-            before = self.pod.get("status") or {}
-            status = pod_status(self.view(), before, generation, time.time())
-            if differs(status, before):
-                await self._write(status)
-
-    async def _write(self, status: dict[str, Any]) -> None:
-        # The uid makes the API server refuse a status that is meant for an earlier pod of the same name.
-        patch = {"metadata": {"uid": self.uid}, "status": status}
-        written = await self._insist(lambda: self.host.api.patch(f"{self._path}/status", patch))
-        if written:
-            self.update(written)
-
-    async def _insist(self, request: "Any") -> dict[str, Any] | None:
-        """The answer of a request, repeated while the API server is away; None when it says no (the pod is gone)."""
-        while not self._removed.is_set():
-            try:
-                return await request()
-            except ApiError as error:
-                if error.status < 500 and error.status != 429:
-                    log.info("pod %s: %s", self._path, error)
-                    return None
-            except OSError as error:
-                log.warning("pod %s: %s; trying again", self._path, error)
-            await asyncio.sleep(0.5)
-        return None
-
     # -- small things --------------------------------------------------------------------------------------------
 
     def _container(self, spec: dict[str, Any], *, init: bool) -> Container:
         folder = self.folder / "containers" / spec["name"]
         return Container(
-            self.host, spec, lambda: self.pod, folder, self.volumes, self._dirty.set, self._publish, init=init
+            self.host,
+            spec,
+            lambda: self.pod,
+            folder,
+            self.volumes,
+            self._publisher.changed,
+            self._publisher.publish,
+            init=init,
         )
 
     def _mark_lost(self) -> None:

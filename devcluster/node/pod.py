@@ -31,6 +31,9 @@ from devcluster.node.status import (
 )
 from devcluster.node.volumes import MountError, PodPlace, Volumes
 
+JOB_TRACKING = "batch.kubernetes.io/job-tracking"
+COUNTED_SECONDS = 5.0
+
 
 class Worker:
     """`update` tells it what the API server says, `gone` that the pod is no more."""
@@ -148,8 +151,9 @@ class Worker:
         if ended_by is not None and ended_by[0].reason == DEADLINE:
             self._record_deadline()
         if ended_by is not None and any(isinstance(c.state, Waiting) for c in self.containers):
-            # Kubelet finds out only later that a container of an ended pod has never been there.
-            await self._sleep_unless_deleted(0.9)
+            # Kubelet finds out only later that a container of an ended pod has never been there: seen after the Job
+            # had counted the pod, which is not left to chance here.
+            await self._counted()
             self._mark_lost()
             await self._publisher.publish()
         self._settled = True
@@ -355,9 +359,12 @@ class Worker:
         self._updated.clear()
         await self._updated.wait()
 
-    async def _sleep_unless_deleted(self, seconds: float) -> None:
+    async def _counted(self) -> None:
+        """Waits until the pod's Job has let go of it, for some seconds at most."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._deletion(), seconds)
+            async with asyncio.timeout(COUNTED_SECONDS):
+                while JOB_TRACKING in (self.pod["metadata"].get("finalizers") or []) and not self._removed.is_set():
+                    await self._next_update()
 
 
 def remember(folder: Path, pod_ip: str) -> None:

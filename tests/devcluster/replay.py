@@ -24,7 +24,7 @@ from tests.recordings import Line, Recording
 
 PAUSE_LIMIT = 1.0
 KUBELET_PAUSE = (0.5, 4.0)
-OBSERVATION_LIMIT = 20.0
+OBSERVATION_LIMIT = 22.0
 NOT_SEEN_SECONDS = 3.0
 WAIT_SECONDS = 75.0
 

@@ -5,7 +5,7 @@ All are played at the same time in one cluster, on nodes of their own where a re
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,17 +115,23 @@ async def _play_all(cluster: Cluster, nodes: list[Node]) -> dict[str, Played]:
 
 
 async def _until_ready(api: Api, count: int) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            nodes = (await api.get("/api/v1/nodes"))["items"]
-            if len([n for n in nodes if not n["spec"].get("taints")]) == count:
-                return
-            await asyncio.sleep(0.1)
+    async def ready() -> bool:
+        nodes = (await api.get("/api/v1/nodes"))["items"]
+        return len([n for n in nodes if not n["spec"].get("taints")]) == count
+
+    await _until(ready)
 
 
 async def _until_running(api: Api, count: int) -> None:
+    async def running() -> bool:
+        return len((await api.get("/api/v1/pods", fieldSelector="status.phase=Running"))["items"]) >= count
+
+    await _until(running)
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
-        while len((await api.get("/api/v1/pods", fieldSelector="status.phase=Running"))["items"]) < count:
+        while not await condition():
             await asyncio.sleep(0.1)
 
 

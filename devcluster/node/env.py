@@ -126,19 +126,17 @@ def _referenced(source: Source, reference: Mapping[str, Any]) -> str | None:
     if resource := reference.get("resourceFieldRef"):
         containers = source.pod["spec"]["containers"] + (source.pod["spec"].get("initContainers") or [])
         return resource_field(containers, source.container["name"], resource, source.allocatable)
-    for kind, word, fetch in (
-        ("secretKeyRef", "secret", source.secret),
-        ("configMapKeyRef", "configmap", source.config_map),
+    for kind, kind_name, fetch in (
+        ("secretKeyRef", "Secret", source.secret),
+        ("configMapKeyRef", "ConfigMap", source.config_map),
     ):
         if key_reference := reference.get(kind):
             data = fetch(key_reference["name"])
             name, key, optional = key_reference["name"], key_reference["key"], key_reference.get("optional")
             if data is None and not optional:
-                raise ConfigError(f'{word} "{name}" not found')
+                raise ConfigError(f'{kind_name.lower()} "{name}" not found')
             if data is not None and key not in data and not optional:
                 namespace = source.pod["metadata"]["namespace"]
-                raise ConfigError(
-                    f"couldn't find key {key} in {word.replace('map', 'Map').capitalize()} {namespace}/{name}"
-                )
+                raise ConfigError(f"couldn't find key {key} in {kind_name} {namespace}/{name}")
             return data[key].decode("utf-8", "replace") if data and key in data else None
     raise ConfigError(f"unsupported valueFrom: {', '.join(reference)}")

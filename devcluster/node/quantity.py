@@ -1,6 +1,7 @@
 """Kubernetes quantities (`100m`, `2Gi`, `1e3`) as exact fractions of their base unit."""
 
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from math import ceil
 
 SUFFIXES = {
@@ -22,17 +23,15 @@ SUFFIXES = {
     "Ei": Decimal(2**60),
 }
 
+QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)([a-zA-Z]*)")
+
 
 def parse(text: str | int | float) -> Decimal:
     """The quantity as a number of base units (cores, bytes, pieces); ValueError names what is no quantity."""
-    value = str(text).strip()
-    number = value.rstrip("numkKMGTPEi") if not value.endswith(tuple("0123456789.")) else value
-    try:
-        return Decimal(number) * SUFFIXES[value[len(number) :]]
-    except (InvalidOperation, KeyError):
-        raise ValueError(
-            f'"{text}" is not a Kubernetes quantity; write a number with a suffix like 500m, 2 or 4Gi'
-        ) from None
+    match = QUANTITY.fullmatch(str(text))
+    if match is None or match[2] not in SUFFIXES:
+        raise ValueError(f'"{text}" is not a Kubernetes quantity; write a number with a suffix like 500m, 2 or 4Gi')
+    return Decimal(match[1]) * SUFFIXES[match[2]]
 
 
 def in_units(text: str, divisor: str | None) -> int:

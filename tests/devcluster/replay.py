@@ -88,7 +88,7 @@ class Replay:
     node: Node
     lines: list[Line] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
-    names: dict[str, str] = field(default_factory=dict)
+    watched: set[str] = field(default_factory=set)
 
     @property
     def namespace(self) -> str:
@@ -97,9 +97,10 @@ class Replay:
     async def run(self) -> "Replay":
         await self.api.post("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         await self._until(self._has_service_account, "a default service account")
+        self.started = time.monotonic()
         watches = [asyncio.create_task(self._watch(kind)) for kind in ("Pod", "Job", "Event", "Node")]
         self.manifests = [self._fitted(m) for m in self.recording.manifests]
-        self.started = time.monotonic()
+        await self._until(lambda: len(self.watched) == len(watches), "the watches")
         before = 0.0
         try:
             for action in self.recording.actions:
@@ -201,6 +202,7 @@ class Replay:
         }[kind]
         async for type_, body in self.api.watch(path, **query):
             t = time.monotonic() - self.started
+            self.watched.add(kind)
             for item in body if type_ == "LIST" else [body]:
                 self.lines.append(Line(t, "ADDED" if type_ == "LIST" else type_, kind, item))
 

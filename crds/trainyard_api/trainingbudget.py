@@ -69,7 +69,7 @@ class TrainingBudgetStatus(Model):
 
 
 class TrainingBudget(Model):
-    """A limit on a team's training time."""
+    """A limit on a team's training time. This release keeps it and does not enforce it yet."""
 
     spec: TrainingBudgetSpec
     status: TrainingBudgetStatus | None = None

@@ -98,7 +98,7 @@ class Operator:
 class Yard:
     """A namespace with the operator's objects in it, and short words for what tests do there."""
 
-    def __init__(self, api: Cluster, namespace: str, operator: Operator) -> None:
+    def __init__(self, api: Cluster, namespace: str, operator: "Operator | None") -> None:
         self.api = api
         self.namespace = namespace
         self.operator = operator

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from trainyard_operator.cluster import NAMESPACES, Cluster
 
 from devcluster import Cluster as Devcluster
 from tests.operator.harness import Operator, Yard
-from trainyard_operator.cluster import NAMESPACES, Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(280)]
 

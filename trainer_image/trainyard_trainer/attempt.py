@@ -83,11 +83,10 @@ def run_attempt(spec: RunSpec, stop: StopFlag, started: float, reporter: Reporte
 
 def check_spec(spec: RunSpec) -> tuple[int, int]:
     """Width and height of the input. Raises BadSpec for what this trainer cannot do."""
-    if spec.architecture not in ARCHITECTURES:
-        raise BadSpec(
-            f"this image does not know the architecture {spec.architecture!r}; it has {', '.join(sorted(ARCHITECTURES))}."
-        )
-    architecture = ARCHITECTURES[spec.architecture]
+    built = {name: entry for name, entry in ARCHITECTURES.items() if entry.built}
+    if spec.architecture not in built:
+        raise BadSpec(f"this image does not have the architecture {spec.architecture!r}; it has {', '.join(built)}.")
+    architecture = built[spec.architecture]
     if spec.task is not Task.DETECTION or spec.task not in architecture.tasks:
         raise BadSpec(f"{spec.architecture} cannot do {spec.task.value}; set task to {architecture.task.value}.")
     if spec.gpus > 1 or spec.nodes > 1:

@@ -186,6 +186,9 @@ class Attempt(Model):
     )
     training_seconds: int = Field(default=0, ge=0, description="Time spent in Running.")
     reset: int = Field(default=0, ge=0, description="The service's reset when it was decided.")
+    timeout_seconds: int | None = Field(
+        default=None, ge=0, description="Its longest time, as it was when the attempt was decided."
+    )
     finish: bool = Field(default=False, description="Whether it was made only to publish the best model so far.")
     image: Annotated[str, Field(max_length=1024)] | None = Field(
         default=None, description="Digest of the image that ran."

@@ -49,15 +49,15 @@ def next_attempt(status: TrainingJobStatus) -> int:
     return (status.attempt_count or 0) + 1
 
 
+def is_ready(status: TrainingJobStatus) -> bool:
+    """Whether a job's written status says that nothing but a slot is missing: only then an entry of the batch holds for it."""
+    return status.state in WAITING and status.reason in READY_REASONS
+
+
 def is_waiting(job: JobView) -> bool:
-    """Whether the job's own status says that only a slot is missing."""
-    status = job.status
-    return (
-        job.metadata.deletion_time is None
-        and status.state in WAITING
-        and status.reason in READY_REASONS
-        and status.observed_generation == job.metadata.generation
-    )
+    """Whether the job is to be put into a batch: ready, and by the spec as it is now."""
+    seen = job.status.observed_generation == job.metadata.generation
+    return job.metadata.deletion_time is None and seen and is_ready(job.status)
 
 
 def queue(jobs: tuple[JobView, ...]) -> list[JobView]:
@@ -143,7 +143,7 @@ def _is_pending(entry: AdmittedJob, job: JobView | None) -> bool:
     if job is None or job.metadata.deletion_time is not None:
         return False
     status = job.status
-    return (status.run or 0) == entry.run and next_attempt(status) == entry.attempt and status.state in WAITING
+    return (status.run or 0) == entry.run and next_attempt(status) == entry.attempt and is_ready(status)
 
 
 def next_admission(snapshot: ServiceSnapshot) -> Admission:

@@ -14,7 +14,8 @@ from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState
 
 from trainyard_operator.decide.case import Case, Draft, has_checkpoint
 from trainyard_operator.decide.diagnosis import Diagnosis, Subject, diagnose
-from trainyard_operator.decide.failure import EndFacts, lost_at
+from trainyard_operator.decide.evidence import EndFacts
+from trainyard_operator.decide.failure import lost_at
 from trainyard_operator.decide.model import (
     Action,
     AttemptJob,
@@ -144,9 +145,12 @@ def start_deadline(case: Case, attempt: Attempt) -> datetime | None:
 
 
 def stall_deadline(case: Case, draft: Draft, attempt: Attempt) -> datetime | None:
-    """When silence becomes a stall; None: not started, or uploading, which may take as long as it needs."""
+    """When silence becomes a stall; None: not started, or uploading, which may take as long as it needs, or the service that
+    knows the limit is gone."""
     progress = draft.status.progress
     if attempt.start_time is None or (progress is not None and progress.phase == Phase.UPLOADING):
+        return None
+    if case.snapshot.service is None:
         return None
     heard = [attempt.start_time, case.snapshot.reports_since, progress.updated_at if progress else None]
     last = max(time for time in heard if time is not None)
@@ -221,7 +225,7 @@ def _exact_deadlines(case: Case, attempt: Attempt) -> tuple[Action, ...]:
         if pod.over or pod.start_time is None or container is None or container.running_since is None:
             continue
         waited = max(0, ceil((container.running_since - pod.start_time).total_seconds()))
-        exact = waited + case.execution.timeout_seconds
+        exact = waited + (attempt.timeout_seconds or case.execution.timeout_seconds)
         if pod.active_deadline_seconds is None or pod.active_deadline_seconds > exact:
             actions.append(LowerDeadline(pod.metadata.name, pod.metadata.uid, exact))
     return tuple(actions)

@@ -7,7 +7,7 @@ from trainyard_api.status import Condition, ConditionStatus
 from trainyard_api.storage import attempt_job_name
 from trainyard_api.trainingjob import Attempt, End, JobState
 
-from trainyard_operator.decide.admission import WAITING, admitted, next_attempt
+from trainyard_operator.decide.admission import admitted, is_ready, next_attempt
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import supervise
 from trainyard_operator.decide.scaling import capacity
@@ -41,7 +41,7 @@ def queue_up(case: Case, draft: Draft) -> Draft:
 def _is_admitted(case: Case, draft: Draft) -> bool:
     """Only a job whose written status says that it waits can use an entry of the batch: else the entry may be taken back."""
     observed, service = case.snapshot.job, case.snapshot.service
-    if service is None or observed.status.state not in WAITING:
+    if service is None or not is_ready(observed.status):
         return False
     return admitted(service, replace(observed, status=draft.status))
 
@@ -100,6 +100,7 @@ def _open(case: Case, draft: Draft) -> Draft:
         create_time=case.now,
         reset=service.spec.reset if service else 0,
         finish=spec.end is End.FINISH,
+        timeout_seconds=case.execution.timeout_seconds,
     )
     waited = int((case.now - status.queued_time).total_seconds()) if status.queued_time else 0
     draft = draft.with_attempt(attempt).set(

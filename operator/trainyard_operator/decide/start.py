@@ -6,7 +6,7 @@ from trainyard_api.architectures import is_private
 from trainyard_api.execution import Instance
 from trainyard_api.modelversion import VersionState
 from trainyard_api.resolve import Attempt as AttemptFacts
-from trainyard_api.resolve import Contradiction, run_spec, start_of
+from trainyard_api.resolve import Contradiction, planned_drain, run_spec, start_of
 from trainyard_api.run import RunSpec, Start
 from trainyard_api.storage import attempt_uri, run_uri, version_name
 from trainyard_api.trainingjob import Attempt, TrainingJobStatus, Weights
@@ -38,10 +38,13 @@ def create_job(case: Case, status: TrainingJobStatus, attempt: Attempt) -> Creat
     start = resolve_start(case)
     if isinstance(start, Blocker):
         raise Contradiction(start.message)
-    execution = case.execution
+    timeout = attempt.timeout_seconds or case.execution.timeout_seconds
+    execution = case.execution.model_copy(update={"timeout_seconds": timeout})
     return CreateJob(
         attempt=attempt,
-        run=_run_spec(case, case.snapshot.service.spec, status, attempt, start),
+        run=_run_spec(case, case.snapshot.service.spec, status, attempt, start).model_copy(
+            update={"timeout_seconds": timeout, "drain_seconds": planned_drain(execution)}
+        ),
         instance=case.instance,
         execution=execution,
         active_deadline_seconds=execution.start_timeout_seconds + execution.timeout_seconds,

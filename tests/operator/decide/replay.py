@@ -9,7 +9,8 @@ from typing import Any
 from trainyard_api.trainingjob import Attempt
 from trainyard_operator.decide import parse
 from trainyard_operator.decide.diagnosis import Diagnosis, Subject, diagnose
-from trainyard_operator.decide.failure import End, EndFacts, classify_end
+from trainyard_operator.decide.evidence import EndFacts
+from trainyard_operator.decide.failure import End, classify_end
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, EventView, NodeView
 
 from tests.recordings import FOLDER, Recording, load

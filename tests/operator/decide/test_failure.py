@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from trainyard_api.report import Result
 from trainyard_api.trainingjob import Attempt, AttemptResult, Cause
-from trainyard_operator.decide.failure import EndFacts, classify_end
+from trainyard_operator.decide.evidence import EndFacts
+from trainyard_operator.decide.failure import classify_end
 from trainyard_operator.decide.model import (
     AttemptJob,
     AttemptPod,
@@ -86,8 +87,8 @@ ROWS: list[tuple[str, EndFacts, Cause, str]] = [
     ("OOM while it was deleted", facts(deleted(pod(137, "", "OOMKilled"))), Cause.OUT_OF_MEMORY, ""),
     ("its Job gone", facts(job=None), Cause.INTERRUPTED, "deleted by somebody"),
     ("its Job gone after it drained", facts(pod(75), job=None), Cause.INTERRUPTED, "saved what it had"),
-    ("only its Job left: a documented code", facts(job=job(FAILED_BY_65)), Cause.INVALID_DATA, "refused the dataset"),
-    ("only its Job left: Complete", facts(job=job(ObjectCondition("Complete", "True"))), Cause.INTERRUPTED, "deleted"),
+    ("only its Job left: a documented code", facts(job=job(FAILED_BY_65), attempt=attempt(podUID="pod")), Cause.INVALID_DATA, "refused the dataset"),
+    ("only its Job left: Complete", facts(job=job(ObjectCondition("Complete", "True", since=START))), Cause.INTERRUPTED, "deleted"),
     (
         "its node shut down",
         facts(pod(75, conditions=(ObjectCondition("DisruptionTarget", "True", "TerminationByKubelet", "node is shutting down"),))),
@@ -110,6 +111,9 @@ NOT_ENDED: list[tuple[str, EndFacts]] = [
     ("it runs", facts(pod())),
     ("its container has ended, its sidecar not", facts(pod(0, published(), phase="Running"))),
     ("its pod is not made yet", facts()),
+    ("its Job has ended, and no news of the pod came yet", facts(job=job(
+        ObjectCondition("Complete", "True", since=LATER)
+    ))),
     ("its Job is not seen yet", facts(job=None, attempt=attempt(jobUID=None))),
     ("its Job is deleted, its pod drains", facts(deleted(pod()), job=None)),
     ("half of a gang has ended", facts(pod(1), pod(), gang=2)),

@@ -329,6 +329,17 @@ def test_a_pod_starts_with_a_backstop_and_gets_its_exact_deadline_when_it_runs()
     assert pod.active_deadline_seconds == 40 + 3600
 
 
+def test_a_service_that_is_changed_or_deleted_does_not_change_the_time_of_what_runs():
+    world = at("running")
+    world.serve(SERVICE, execution={"timeoutSeconds": 60})
+    world.settle()
+    pod = world.live_pod("cells")
+    assert pod
+    assert pod.active_deadline_seconds == 3600
+    del world.services[SERVICE]
+    assert lifecycle.decide_job(world.snapshot("cells")).actions == ()
+
+
 def test_an_execution_that_the_kubelet_ended_for_time_is_final():
     world = at("running")
     world.end("cells", 75, reason="Error", **{"phase": "Failed"})

@@ -121,7 +121,13 @@ class Play:
 
     def _service(self, n: int) -> None:
         held = self.world.services[SERVICE].spec
-        changed = held.model_copy(update={"paused": n % 4 == 0, "reset": held.reset + (n % 11 == 0)})
+        changed = held.model_copy(
+            update={
+                "paused": n % 4 == 0,
+                "reset": held.reset + (n % 11 == 0),
+                "architecture": "resnet18" if n % 5 == 0 else "yard-nano",
+            }
+        )
         self.world.serve(SERVICE, **changed.to_dict())
 
     def _node(self) -> None:
@@ -178,7 +184,8 @@ class Play:
         """When nothing goes wrong any more every job comes to its end, and nothing is left behind."""
         world = self.world
         world.nodes["node-0"] = NodeView("node-0", since=world.now)
-        world.serve(SERVICE, **world.services[SERVICE].spec.model_copy(update={"paused": False}).to_dict())
+        mended = world.services[SERVICE].spec.model_copy(update={"paused": False, "architecture": "yard-nano"})
+        world.serve(SERVICE, **mended.to_dict())
         for name in list(world.jobs):
             world.apply(name, suspend=False, end=None)
         for _ in range(60):

@@ -77,3 +77,7 @@ crds: setup ## render the CRDs (for kubectl and the chart) and their reference f
 .PHONY: lock
 lock: ## renew the lock file within the ranges of pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --python-version 3.11 -q -U -o requirements.lock
+
+.PHONY: bench-data
+bench-data: setup ## what one image costs on its way into a batch
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/data.py

@@ -59,7 +59,8 @@ class Strengths:
 class Tile:
     """A picture, or a part of it, on the canvas. `window` is where it may be seen; tiles later in the list cover earlier ones.
 
-    `source` restricts what is taken of the picture (its own pixels; None: all). `boxes` tells whether its objects come along.
+    `source` restricts what is taken of the picture (its own pixels; None: all). `boxes` tells whether its objects come along;
+    `opaque` whether its window is cleared first.
     """
 
     record: int
@@ -67,6 +68,7 @@ class Tile:
     window: Rect
     source: Rect | None = None
     boxes: bool = True
+    opaque: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def augmented(record: int, draw: Draw, seed: int, number: int) -> Canvas:
     s = draw.strengths
     canvas = _composed(record, draw, random)
     if random.random() < s.mixup:
-        other = _composed(int(random.choice(draw.partners)), replace(draw, strengths=replace(s, mosaic=0.0)), random)
+        other = _composed(_partner(draw, random), replace(draw, strengths=replace(s, mosaic=0.0)), random)
         canvas = replace(canvas, blend=other, keep=float(random.beta(8.0, 8.0)))
     erased = (_patch(draw.size, random),) if random.random() < s.erase else ()
     return replace(canvas, colour=_colour(s, random), erased=erased, noise_offset=int(random.integers(1 << 30)))
@@ -158,12 +160,12 @@ def _composed(record: int, draw: Draw, random: np.random.Generator) -> Canvas:
     s = draw.strengths
     tiles = _mosaic(record, draw, random) if random.random() < s.mosaic else (_single(record, draw, random),)
     if random.random() < s.cutmix:
-        other = _single(int(random.choice(draw.partners)), draw, random)
+        other = _single(_partner(draw, random), draw, random)
         x, y = random.uniform(0, 0.6, 2)
         w, h = random.uniform(0.3, 0.6, 2)
         width, height = draw.size
         window = (round(x * width), round(y * height), round(min(x + w, 1) * width), round(min(y + h, 1) * height))
-        tiles = (*tiles, replace(other, window=window))
+        tiles = (*tiles, replace(other, window=window, opaque=True))
     if random.random() < s.distractor and (tile := _distractor(draw, random)) is not None:
         tiles = (*tiles, tile)
     return Canvas(record, tuple(tiles))
@@ -190,18 +192,22 @@ def _mosaic(record: int, draw: Draw, random: np.random.Generator) -> tuple[Tile,
     s, (width, height) = draw.strengths, draw.size
     cx, cy = round(random.uniform(*MOSAIC_CENTER) * width), round(random.uniform(*MOSAIC_CENTER) * height)
     gain = 1 + random.uniform(-s.scale, s.scale)
-    members = [record, *(int(random.choice(draw.partners)) for _ in range(3))]
+    members = [record, *(_partner(draw, random) for _ in range(3))]
     windows = ((0, 0, cx, cy), (cx, 0, width, cy), (0, cy, cx, height), (cx, cy, width, height))
     tiles = []
     for quadrant, (member, window) in enumerate(zip(members, windows, strict=True)):
         w, h = draw.sizes[member]
         linear = _linear(s, random, gain * min(width / w, height / h))
         placed = _about(linear, 0, 0) @ _translation(-w / 2, -h / 2)
-        corners = project(placed, np.array([[0, 0], [w, 0], [0, h], [w, h]], float))
-        x = cx - corners[:, 0].max() if quadrant in (0, 2) else cx - corners[:, 0].min()
-        y = cy - corners[:, 1].max() if quadrant in (0, 1) else cy - corners[:, 1].min()
+        x1, y1, x2, y2 = _extent(placed, w, h)
+        x = cx - (x2 if quadrant in (0, 2) else x1)
+        y = cy - (y2 if quadrant in (0, 1) else y1)
         tiles.append(Tile(member, _translation(x, y) @ placed, window))
     return tuple(tiles)
+
+
+def _partner(draw: Draw, random: np.random.Generator) -> int:
+    return draw.partners[int(random.integers(len(draw.partners)))]
 
 
 def _distractor(draw: Draw, random: np.random.Generator) -> Tile | None:
@@ -209,7 +215,7 @@ def _distractor(draw: Draw, random: np.random.Generator) -> Tile | None:
     window = _patch(draw.size, random)
     side = window[2] - window[0], window[3] - window[1]
     for _ in range(8):
-        record = int(random.choice(draw.partners))
+        record = _partner(draw, random)
         w, h = draw.sizes[record]
         scale = min(draw.size[0] / w, draw.size[1] / h)
         pw, ph = side[0] / scale, side[1] / scale
@@ -223,6 +229,19 @@ def _distractor(draw: Draw, random: np.random.Generator) -> Tile | None:
     return None
 
 
+def _extent(matrix: np.ndarray, width: int, height: int) -> Rect:
+    """The box around a picture moved by an affine matrix."""
+    (a, b, x), (c, d, y), _ = matrix.tolist()
+    across, down = sorted((0.0, a * width)), sorted((0.0, c * width))
+    also_across, also_down = sorted((0.0, b * height)), sorted((0.0, d * height))
+    return (
+        x + across[0] + also_across[0],
+        y + down[0] + also_down[0],
+        x + across[1] + also_across[1],
+        y + down[1] + also_down[1],
+    )
+
+
 def _linear(s: Strengths, random: np.random.Generator, gain: float) -> np.ndarray:
     """Turn, shear, scale and mirror: a 2x2 matrix."""
     matrix = np.diag([gain, gain])
@@ -232,8 +251,8 @@ def _linear(s: Strengths, random: np.random.Generator, gain: float) -> np.ndarra
     if s.shear:
         x, y = (math.tan(math.radians(a)) for a in random.uniform(-s.shear, s.shear, 2))
         matrix = np.array([[1, x], [y, 1]]) @ matrix
-    flips = random.random(2) < (s.horizontal_flip, s.vertical_flip)
-    return matrix @ np.diag(np.where(flips, -1.0, 1.0))
+    across, down = random.random(2).tolist()
+    return matrix * (-1.0 if across < s.horizontal_flip else 1.0, -1.0 if down < s.vertical_flip else 1.0)
 
 
 def _perspective(s: Strengths, random: np.random.Generator, size: Size) -> np.ndarray:

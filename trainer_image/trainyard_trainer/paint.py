@@ -37,13 +37,14 @@ def paint(canvas: Canvas, pixels: Pixels, sizes: Sequence[Size], out: np.ndarray
     for tile in canvas.tiles:
         kept = pixels(tile.record)
         width, height = sizes[tile.record]
-        to_original = np.diag([width / kept.shape[1], height / kept.shape[0], 1.0])
-        matrix = tile.matrix @ to_original
-        if abs(matrix[0, 1]) < 1e-9 and abs(matrix[1, 0]) < 1e-9 and not matrix[2, :2].any():
-            done = _resize(tile, matrix, kept, to_original, out)
-        else:
-            done = _warp(tile, matrix, kept, to_original, out)
-        applied.append(done @ np.linalg.inv(to_original))
+        # From kept pixels to those of the original: a diagonal matrix, so that multiplying its columns will do.
+        scale = np.array([width / kept.shape[1], height / kept.shape[0], 1.0])
+        matrix = tile.matrix * scale
+        if tile.opaque:
+            x1, y1, x2, y2 = (int(side) for side in tile.window)
+            out[y1:y2, x1:x2] = PAD
+        draw = _resize if _is_upright(matrix) else _warp
+        applied.append(draw(tile, matrix, kept, scale, out) / scale)
     for x1, y1, x2, y2 in canvas.erased:
         out[int(y1) : int(y2), int(x1) : int(x2)] = PAD
     return applied
@@ -61,16 +62,8 @@ def place_boxes(
         if not len(own):
             continue
         moved = move_boxes(own, matrix)
-        # Sides of the window that is the canvas' own border clip as any other.
-        seen = np.stack(
-            [
-                np.clip(moved[:, 0], tile.window[0], tile.window[2]),
-                np.clip(moved[:, 1], tile.window[1], tile.window[3]),
-                np.clip(moved[:, 2], tile.window[0], tile.window[2]),
-                np.clip(moved[:, 3], tile.window[1], tile.window[3]),
-            ],
-            1,
-        )
+        x1, y1, x2, y2 = tile.window
+        seen = np.clip(moved, (x1, y1, x1, y1), (x2, y2, x2, y2))
         visible = _area(seen)
         for cover in (*(later.window for later in canvas.tiles[index + 1 :]), *canvas.erased):
             visible = visible - _overlap(seen, cover)
@@ -84,6 +77,10 @@ def place_boxes(
 
 def move_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """The upright boxes `[n, 4]` around boxes moved by a 3x3 matrix."""
+    if _is_upright(matrix):
+        gain, shift = matrix[[0, 1, 0, 1], [0, 1, 0, 1]], matrix[[0, 1, 0, 1], 2]
+        moved = boxes * gain + shift
+        return np.concatenate([np.minimum(moved[:, :2], moved[:, 2:]), np.maximum(moved[:, :2], moved[:, 2:])], 1)
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)
     moved = project(matrix, corners).reshape(-1, 4, 2)
     return np.concatenate([moved.min(1), moved.max(1)], 1)
@@ -182,12 +179,27 @@ def _covers(tile: Tile, sizes: Sequence[Size], out: np.ndarray) -> bool:
     return x1 < -2 and y1 < -2 and x2 > width + 2 and y2 > height + 2
 
 
-def _source_rect(tile: Tile, kept: np.ndarray, to_original: np.ndarray) -> tuple[int, int, int, int]:
+def _is_upright(matrix: np.ndarray) -> bool:
+    """Whether the matrix only scales, mirrors and moves."""
+    (_, b, _), (c, _, _), (g, h, _) = matrix.tolist()
+    return abs(b) < 1e-9 and abs(c) < 1e-9 and g == 0 and h == 0
+
+
+def _view(pixels: np.ndarray) -> Tensor:
+    """`[height, width, 3]` as `[1, 3, height, width]`, channels last. The stride of the batch matters, though there is one image only:
+    torch reads from it that the result shall be channels last too, and what is not would be copied byte by byte."""
+    tensor = torch.from_numpy(pixels)
+    height, width, _ = pixels.shape
+    row = tensor.stride(0)
+    return tensor.as_strided((1, 3, height, width), (row * height, 1, row, 3))
+
+
+def _source_rect(tile: Tile, kept: np.ndarray, scale: np.ndarray) -> tuple[int, int, int, int]:
     """The part of the kept picture that may be taken, in whole pixels."""
     height, width = kept.shape[:2]
     if tile.source is None:
         return 0, 0, width, height
-    x1, y1, x2, y2 = np.array(tile.source) / np.tile(np.diag(to_original)[:2], 2)
+    x1, y1, x2, y2 = np.array(tile.source) / np.tile(scale[:2], 2)
     return (
         max(0, round(x1)),
         max(0, round(y1)),
@@ -196,19 +208,19 @@ def _source_rect(tile: Tile, kept: np.ndarray, to_original: np.ndarray) -> tuple
     )
 
 
-def _resize(tile: Tile, matrix: np.ndarray, kept: np.ndarray, to_original: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _resize(tile: Tile, matrix: np.ndarray, kept: np.ndarray, scale: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Scale, move, mirror. Only what will be seen is resized. Returns the matrix, from kept pixels, that was really applied."""
-    rect = _source_rect(tile, kept, to_original)
+    rect = _source_rect(tile, kept, scale)
     x = _axis(matrix[0, 0], matrix[0, 2], rect[0], rect[2], tile.window[0], tile.window[2])
     y = _axis(matrix[1, 1], matrix[1, 2], rect[1], rect[3], tile.window[1], tile.window[3])
     if x is None or y is None:
         return matrix
     (sx1, sx2, dx, width, ax, bx), (sy1, sy2, dy, height, ay, by) = x, y
-    piece = torch.from_numpy(kept[sy1:sy2, sx1:sx2]).permute(2, 0, 1)[None]
+    piece = _view(kept[sy1:sy2, sx1:sx2])
     if piece.shape[2:] != (height, width):
         piece = F.interpolate(piece, size=(height, width), mode="bilinear", antialias=True)
     # A mirrored view of numpy would be copied byte by byte; torch mirrors whole rows at once.
-    mirrored = [dim for dim, scale in ((3, matrix[0, 0]), (2, matrix[1, 1])) if scale < 0]
+    mirrored = [dim for dim, gain in ((3, matrix[0, 0]), (2, matrix[1, 1])) if gain < 0]
     if mirrored:
         piece = piece.flip(mirrored)
     pixels = piece[0].permute(1, 2, 0).numpy()
@@ -241,10 +253,10 @@ def _axis(
     return first, last, target, length, true, target - true * first
 
 
-def _warp(tile: Tile, matrix: np.ndarray, kept: np.ndarray, to_original: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _warp(tile: Tile, matrix: np.ndarray, kept: np.ndarray, scale: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Any projection, by bilinear sampling; pictures that get much smaller are resized first, against aliasing."""
-    sx1, sy1, sx2, sy2 = _source_rect(tile, kept, to_original)
-    piece = torch.from_numpy(kept[sy1:sy2, sx1:sx2]).permute(2, 0, 1)[None]
+    sx1, sy1, sx2, sy2 = _source_rect(tile, kept, scale)
+    piece = _view(kept[sy1:sy2, sx1:sx2])
     inner = matrix @ np.array([[1, 0, sx1], [0, 1, sy1], [0, 0, 1.0]])
     gain = float(np.sqrt(abs(np.linalg.det(inner[:2, :2]))) / abs(inner[2, 2]))
     if gain < 0.7:

@@ -12,12 +12,22 @@ from trainyard_api.trainingjob import StartFrom, TrainingJobSpec
 
 def contradictions(job: TrainingJobSpec) -> list[str]:
     """One sentence for each pair of fields that cannot both be as they are, with the field's path in front."""
-    return [*_dataset(job.dataset), *_start(job.start_from), *_training(job.training), *_labels(job)]
+    return [*_image_size(job), *_dataset(job.dataset), *_start(job.start_from), *_training(job.training), *_labels(job)]
 
 
 def _given(model: Split | Subset | StartFrom | ClassWeights | LossWeights, *names: str) -> int:
     """How many of the fields are there."""
     return sum(getattr(model, name) is not None for name in names)
+
+
+def _image_size(job: TrainingJobSpec) -> Iterator[str]:
+    size = job.dataset.image_size
+    if size is None or not job.architecture.startswith("yard-"):
+        return
+    if any(int(side) % 32 or int(side) < 64 for side in str(size).split("x")):
+        yield (
+            "dataset.imageSize: the sides must be multiples of 32 from 64 on for this architecture, such as 320, 416 or 640x384"
+        )
 
 
 def _dataset(dataset: Dataset) -> Iterator[str]:

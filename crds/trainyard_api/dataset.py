@@ -35,14 +35,14 @@ class Resize(StrEnum):
     CENTER_CROP = "CenterCrop"
 
 
-_SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
+SIZE = r"^[1-9][0-9]{1,3}x[1-9][0-9]{1,3}$"
 ImageSize = Annotated[
-    Annotated[int, Field(ge=32, le=4096)] | Annotated[str, Field(pattern=_SIZE)],
+    Annotated[int, Field(ge=32, le=4096)] | Annotated[str, Field(pattern=SIZE)],
     Field(
         union_mode="left_to_right",
         json_schema_extra={"x-kubernetes-int-or-string": True, "maxLength": 9}
         | said(
-            f"type(self) == int ? self >= 32 && self <= 4096 : self.matches(r'{_SIZE}')",
+            f"type(self) == int ? self >= 32 && self <= 4096 : self.matches(r'{SIZE}')",
             "write a side of 32 to 4096 pixels such as 320, or WIDTHxHEIGHT such as 640x384",
         ),
     ),

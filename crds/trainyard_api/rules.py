@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from trainyard_api.architectures import ARCHITECTURES, PRIVATE_PREFIX, Task
 from trainyard_api.base import DNS_LABEL, Model
-from trainyard_api.dataset import Dataset, Source, Split, Subset
+from trainyard_api.dataset import SIZE, Dataset, Source, Split, Subset
 from trainyard_api.execution import EnvVar, Policy, Toleration
 from trainyard_api.modelversion import ModelVersion, ModelVersionSpec
 from trainyard_api.training import ClassWeights, LossWeights, Training
@@ -140,6 +140,14 @@ _JOB_SPEC: tuple[Rule, ...] = (
         "earlyStopping needs validation images; raise dataset.split.validationPercent or name dataset.subsets.validation, or leave earlyStopping out",
         path=".training.earlyStopping",
         reason=FORBIDDEN,
+    ),
+    Rule(
+        f"!({_has('dataset', 'imageSize')}) || !self.architecture.startsWith('yard-') || "
+        "(type(self.dataset.imageSize) == int ? self.dataset.imageSize % 32 == 0 && self.dataset.imageSize >= 64 : "
+        f"!self.dataset.imageSize.matches(r'{SIZE}') || "
+        "self.dataset.imageSize.split('x').all(side, int(side) % 32 == 0 && int(side) >= 64))",
+        "the sides must be multiples of 32 from 64 on for this architecture, such as 320, 416 or 640x384",
+        path=".dataset.imageSize",
     ),
     Rule(
         f"!({_has('dataset', 'labels')}) || self.dataset.labels.size() > 1 || {_TASK} != 'Classification'",

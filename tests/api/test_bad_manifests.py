@@ -92,6 +92,9 @@ JOBS: list[tuple[Manifest, str]] = [
     (dataset(limits={"maxRepairPercent": 101}), "should be less than or equal to 100"),
     (dataset(limits={"boxOrigin": 2}), "spec.dataset.limits.boxOrigin: Invalid value: 2: write Auto, 0 or 1"),
     (dataset(imageSize="320*240"), "write a side of 32 to 4096 pixels such as 320, or WIDTHxHEIGHT such as 640x384"),
+    (dataset(imageSize=300), "spec.dataset.imageSize: Invalid value: the sides must be multiples of 32 from 64 on for this architecture"),
+    (dataset(imageSize=32), "the sides must be multiples of 32 from 64 on"),
+    (dataset(imageSize="640x360"), "the sides must be multiples of 32 from 64 on for this architecture, such as 320, 416 or 640x384"),
     (dataset(imageSize=16), "write a side of 32 to 4096 pixels"),
     (dataset(resize="Crop"), 'supported values: "Letterbox", "Stretch", "CenterCrop"'),
     # startFrom

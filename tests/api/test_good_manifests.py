@@ -126,6 +126,7 @@ JOBS: dict[str, Manifest] = {
     "background": dataset(unannotated="Background", withoutObjects="Skip", resize="Stretch"),
     "limits": dataset(limits={"maxBytes": "20Gi", "maxImages": 1000, "maxPixels": 2048, "maxRepairPercent": 0, "boxOrigin": 1}),
     "limits as a number": dataset(limits={"maxBytes": 1_000_000, "boxOrigin": "0"}),
+    "any size for an image network": {"architecture": "resnet18"} | dataset(imageSize=225),
     "a square": dataset(imageSize=640),
     "a rectangle": dataset(imageSize="640x384", resize="CenterCrop"),
     "from scratch": {"startFrom": {"weights": "None"}},

@@ -93,7 +93,8 @@ def good(images: int = 12, labels: tuple[str, ...] = ("cell", "dot")) -> Files:
 def zipped(files: Mapping[str, bytes], path: Path) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
-            archive.writestr(name, data)
+            # A fixed date: the same files give the same bytes.
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
     return path
 
 

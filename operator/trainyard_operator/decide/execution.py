@@ -12,6 +12,7 @@ from trainyard_api.report import Phase
 from trainyard_api.resolve import Contradiction
 from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState
 
+from trainyard_operator.decide.admission import Slot, slot_of
 from trainyard_operator.decide.case import Case, Draft, has_checkpoint
 from trainyard_operator.decide.diagnosis import Diagnosis, Subject, diagnose
 from trainyard_operator.decide.evidence import EndFacts
@@ -243,6 +244,9 @@ def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
             "the attempt starts when it is gone." if going else f"delete it: kubectl delete job {attempt.job_name}."
         )
         return draft.say(JobState.PREPARING, "PreviousJobTerminating", message)
+    if pod := _draining(case, attempt):
+        message = f"Its Job was deleted by somebody as soon as it was made; pod {pod.metadata.name} of it still drains."
+        return draft.say(JobState.PREPARING, "PreviousJobTerminating", message)
     if case.snapshot.service is None:
         message = f"TrainingService {case.service_name} is gone; the attempt starts when it is there again."
         return draft.say(JobState.PREPARING, "ServiceNotFound", message)
@@ -252,6 +256,12 @@ def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     except Contradiction as wrong:
         return draft.say(JobState.PREPARING, "ServiceMismatch", f"The attempt cannot start: {wrong}.")
     return draft.say(JobState.PREPARING, "Starting", "The Job is being created.").act(made)
+
+
+def _draining(case: Case, attempt: Attempt) -> AttemptPod | None:
+    """A pod of this very attempt whose Job is gone: two of one attempt would write to one place."""
+    slot = Slot(case.uid, attempt.run, attempt.number)
+    return next((pod for pod in case.snapshot.pods if slot_of(pod) == slot and not pod.over), None)
 
 
 def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:

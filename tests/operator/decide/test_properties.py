@@ -33,6 +33,8 @@ class Play:
     final: dict[str, tuple[str, int, JobState]] = field(default_factory=dict)
     lost: bool = False
     """Whether the node ever fell silent."""
+    deleted: bool = False
+    """Whether somebody else ever deleted a Job of the operator's."""
 
     def __post_init__(self) -> None:
         execution = {
@@ -145,6 +147,7 @@ class Play:
         self.world.end(name, 75)
 
     def _delete_child(self, name: str) -> None:
+        self.deleted = True
         for job in list(self.world.attempt_jobs.values()):
             if job.owner_uid == self.world.jobs[name].metadata.uid:
                 self.world.delete_attempt_job(job)
@@ -159,7 +162,9 @@ class Play:
             taken = frozenset(slot for slot in taken if slot.job_uid in {j.metadata.uid for j in world.jobs.values()})
         assert len(taken) <= CAPACITY, f"slots over capacity: {taken}"
         made = Counter((c.run.uid, c.attempt.run, c.attempt.number) for c in world.created)
-        assert all(count == 1 for count in made.values()), f"an attempt was made twice: {made}"
+        assert self.deleted or all(count == 1 for count in made.values()), f"an attempt was made twice: {made}"
+        live = {(admission.slot_of(pod), pod.owner_uid) for pod in world.pods.values() if not pod.over}
+        assert len(live) == len({slot for slot, _ in live}), f"an attempt lives twice: {live}"
         for name, job in world.jobs.items():
             status = job.status
             assert (status.charged_attempts or 0) <= MAX_ATTEMPTS

@@ -21,7 +21,8 @@ Modules in reading order:
   images      image names and the local environments that they stand for
   network     addresses of pods, and /etc/hosts
   proxy       Service addresses, forwarded to pods (a process of its own: python -m devcluster.node.proxy)
-  server      logs and exec for kubectl
+  server      logs for kubectl
+  exec        commands in containers for kubectl
   faults      freeze, thaw, kill
   api, events, quantity   the API server, Events, quantities
 

@@ -252,6 +252,7 @@ def node_status(settings: Settings, resources: dict[str, str], port: int, versio
             {"type": "InternalIP", "address": settings.address},
             {"type": "Hostname", "address": settings.name},
         ],
+        "declaredFeatures": ["ExtendWebSocketsToKubelet"],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
         "nodeInfo": {
             "kubeletVersion": version,

@@ -102,7 +102,8 @@ class Place:
 
     @property
     def pod_ip(self) -> str:
-        return (self.pod.get("status") or {}).get("podIP") or ""
+        # The API server may not have been told yet.
+        return self.volumes.place.pod_ip
 
     @property
     def hostname(self) -> str:

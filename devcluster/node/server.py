@@ -1,4 +1,4 @@
-"""What kubectl asks of a kubelet, through the API server: logs."""
+"""What kubectl asks of a kubelet, through the API server: logs, and commands in containers."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from devcluster.node import exec
 from devcluster.node.agent import Agent
 from devcluster.node.container import Container
 from devcluster.node.settings import Settings
@@ -30,6 +31,7 @@ class Server:
         app = web.Application()
         app.router.add_get("/healthz", _healthy)
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
+        app.router.add_get("/exec/{namespace}/{pod}/{container}", self._exec)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, self._settings.address, self._settings.port, ssl_context=tls(self._settings))
@@ -60,6 +62,13 @@ class Server:
             with contextlib.suppress(ConnectionError):
                 await self._copy(file.fileno(), response, container, left, follow=follow)
         return response
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        container = self._find(request.match_info)
+        target = container.probe_target()
+        if target is None:
+            raise web.HTTPBadRequest(text=f'container "{container.name}" is not running')
+        return await exec.serve(request, target)
 
     async def _copy(
         self, file: int, response: web.StreamResponse, container: Container, left: int | None, *, follow: bool

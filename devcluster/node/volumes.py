@@ -45,7 +45,7 @@ class Volumes:
         self._folder = folder
         self._memory = memory
         self._pod = pod
-        self._place = place
+        self.place = place
         self._tokens: dict[str, tuple[float, bytes]] = {}
 
     async def set_up(self) -> None:
@@ -125,7 +125,7 @@ class Volumes:
         return files
 
     def _downward_files(self, source: dict[str, Any], mode: int) -> Files:
-        pod, place, files = self._pod(), self._place, Files()
+        pod, place, files = self._pod(), self.place, Files()
         mode = source.get("defaultMode", mode)
         for item in source.get("items") or []:
             if "fieldRef" in item:

@@ -33,17 +33,19 @@ def queue_up(case: Case, draft: Draft) -> Draft:
     if next_attempt(status) > MAX_ATTEMPT_NUMBER:
         said = f"{MAX_ATTEMPT_NUMBER} attempts of this run have ended; raise spec.rerun for a new run."
         return finished(draft, JobState.FAILED, "TooManyAttempts", said, case.now)
-    if _is_admitted(case, draft):
+    if not _has_entry(case, draft):
+        return _describe(case, _waiting(case, draft))
+    if is_ready(case.snapshot.job.status):
         return _open(case, draft)
-    return _describe(case, _waiting(case, draft))
+    # An entry from before is still there. It holds once the job's written status says that it waits: the next look.
+    return _describe(case, _waiting(case, draft)).look_at(case.now)
 
 
-def _is_admitted(case: Case, draft: Draft) -> bool:
-    """Only a job whose written status says that it waits can use an entry of the batch: else the entry may be taken back."""
-    observed, service = case.snapshot.job, case.snapshot.service
-    if service is None or not is_ready(observed.status):
-        return False
-    return admitted(service, replace(observed, status=draft.status))
+def _has_entry(case: Case, draft: Draft) -> bool:
+    """Whether the service's batch has the next attempt. Only a job whose written status says that it waits can use it: else the
+    entry may be taken back."""
+    service = case.snapshot.service
+    return service is not None and admitted(service, replace(case.snapshot.job, status=draft.status))
 
 
 def _waiting(case: Case, draft: Draft) -> Draft:

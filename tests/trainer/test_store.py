@@ -14,6 +14,7 @@ from trainyard_trainer import store_s3
 from trainyard_trainer.errors import BadData, BadSpec, DiskFull, Interrupted, StorageRefused, StorageUnreachable
 from trainyard_trainer.fetch import fetch
 from trainyard_trainer.store import Storage, parse
+from trainyard_trainer.store_file import whole_file
 
 from tests.trainer.conftest import Bucket, free_port
 from tests.trainer.vocfiles import good, load_uri, zipped
@@ -53,6 +54,20 @@ def test_a_conditional_write_has_exactly_one_winner(place: tuple[Storage, str]):
         won = list(pool.map(lambda i: storage.put_if_absent(f"{root}/manifest.json", b"%d" % i), range(8)))
     assert won.count(True) == 1
     assert storage.get_bytes(f"{root}/manifest.json") == b"%d" % won.index(True)
+
+
+def test_a_file_that_is_being_written_is_not_seen(tmp_path: Path):
+    root = tmp_path.as_uri()
+    with whole_file(tmp_path / "new.bin", 5) as file:
+        file.write(b"12345")
+        assert Storage().list(f"{root}/") == []
+        assert Storage().head(f"{root}/new.bin") is None
+    assert [entry.uri for entry in Storage().list(f"{root}/")] == [f"{root}/new.bin"]
+
+
+def test_an_empty_object_is_no_zip(bucket: Bucket, tmp_path: Path):
+    with pytest.raises(BadData, match=r"empty\.zip is no zip file"):
+        fetch([bucket.put("empty.zip", b"")], bucket.storage(), tmp_path, max_bytes=100)
 
 
 def test_a_storage_that_keeps_second_writers_out_is_found_by_a_probe_that_leaves_nothing(place: tuple[Storage, str]):

@@ -91,6 +91,8 @@ class Files:
             return
         for folder, _, names in os.walk(root):
             for name in names:
+                if name.startswith(".") and name.endswith(".part"):
+                    continue
                 path = Path(folder) / name
                 # A file may vanish between the listing and the look at it.
                 with suppress(FileNotFoundError):

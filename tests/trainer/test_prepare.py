@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,14 @@ def test_a_prefix_of_very_many_objects_is_a_warning(bucket: Bucket, tmp_path: Pa
 @pytest.mark.parametrize(("text", "size"), [("2Gi", 2 << 30), ("500M", 500_000_000), ("1024", 1024), ("1.5Ki", 1536)])
 def test_quantities_are_those_of_kubernetes(text: str, size: int):
     assert quantity(text) == size
+
+
+def test_reading_data_imports_no_torch():
+    """So that data is fetched while torch is being imported, and the command line needs none."""
+    modules = "prepare, survey, synth, store_s3, augment, voc"
+    code = f"from trainyard_trainer import {modules}; import sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_every_finding_is_in_the_documentation():

@@ -81,3 +81,7 @@ lock: ## renew the lock file within the ranges of pyproject.toml
 .PHONY: bench-data
 bench-data: setup ## what one image costs on its way into a batch
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/data.py
+
+.PHONY: bench-apply
+bench-apply: setup ## apply → Job created, apply → first training step
+	$(BIN)/python bench/operator/apply.py

@@ -40,6 +40,7 @@ from trainyard_operator.decide.model import (
     ServiceSnapshot,
 )
 from trainyard_operator.events import Recorder
+from trainyard_operator.manifests import ManifestError
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Key, Kind, Watch
@@ -128,8 +129,11 @@ class Reconciler:
             self._metrics.actions.labels(type(action).__name__).inc()
             try:
                 changed = await self._actions.carry_out(job, snapshot.service, action)
-            except ClusterError as error:
-                if error.status in (403, 422) or error.reason == "ForeignObject":
+            except (ClusterError, ManifestError) as error:
+                refused = (
+                    isinstance(error, ManifestError) or error.status in (403, 422) or error.reason == "ForeignObject"
+                )
+                if refused:
                     # What a person has to see to; the next tries would only say it again, and count it.
                     self._emit(TRAINING_JOBS, job.metadata, [Note("ActionRefused", str(error), warning=True)])
                 raise

@@ -1,0 +1,155 @@
+"""What a change wakes, and what the caches believe of events that come late, twice or not at all."""
+
+from typing import Any
+
+import pytest
+from trainyard_operator import probes
+from trainyard_operator.cache import Cache
+from trainyard_operator.metrics import Metrics
+from trainyard_operator.probes import Heartbeat, Probes
+from trainyard_operator.queue import WorkQueue
+from trainyard_operator.watch import Key, Kind, Watch
+
+Object = dict[str, Any]
+
+
+def job(version: int, *, name: str = "job", uid: str = "u1", generation: int = 1, **status: Any) -> Object:
+    spec = {
+        "architecture": "yard-nano",
+        "dataset": {"sources": [{"uri": "s3://vision/data.zip"}]},
+        "output": {"uri": "s3://vision/models"},
+    }
+    metadata = {"namespace": "ns", "name": name, "uid": uid, "resourceVersion": str(version), "generation": generation}
+    return {"metadata": metadata, "spec": spec, "status": {"observedGeneration": 1, "state": "Running"} | status}
+
+
+def service(version: int, **spec: Any) -> Object:
+    metadata = {"namespace": "ns", "name": "mgmt-train-yard-nano", "uid": "s1", "resourceVersion": str(version)}
+    return {"metadata": metadata | {"generation": version}, "spec": {"architecture": "yard-nano"} | spec, "status": {}}
+
+
+def pod(version: int, *, node: str | None = None, phase: str = "Pending", name: str = "job-r0-a1-x") -> Object:
+    labels = {"trainyard.dev/job": "job", "trainyard.dev/service": "mgmt-train-yard-nano"}
+    metadata = {"namespace": "ns", "name": name, "uid": name, "resourceVersion": str(version), "labels": labels}
+    return {"metadata": metadata, "spec": {"nodeName": node} if node else {}, "status": {"phase": phase}}
+
+
+def node(version: int, ready: str, heartbeat: str = "2026-01-01T00:00:00Z") -> Object:
+    condition = {"type": "Ready", "status": ready, "lastHeartbeatTime": heartbeat}
+    metadata = {"name": "node-0", "uid": "n0", "resourceVersion": str(version)}
+    return {"metadata": metadata, "spec": {}, "status": {"conditions": [condition]}}
+
+
+JOB = Key(Kind.JOB, "ns", "job")
+SERVICE = Key(Kind.SERVICE, "ns", "mgmt-train-yard-nano")
+
+
+@pytest.fixture
+def watch() -> Watch:
+    watch = Watch(WorkQueue(), nodes=True)
+    watch.enabled = True
+    return watch
+
+
+async def woken(watch: Watch, cache: Cache[Any], obj: Object, *, deleted: bool = False) -> set[Key]:
+    """The keys that one event puts on the queue."""
+    watch.arrived(cache, obj, deleted=deleted)
+    keys = set()
+    while len(watch.queue):
+        key = await watch.queue.get()
+        watch.queue.done(key)
+        keys.add(key)
+    return keys
+
+
+async def test_progress_wakes_nobody_and_a_new_phase_wakes_job_and_service(watch: Watch):
+    jobs = watch.caches.jobs
+    training = {"phase": "Training", "step": 1}
+    assert await woken(watch, jobs, job(1, progress=training)) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(2, progress=training | {"step": 2})) == set()
+    entry = jobs.entry(("ns", "job"))
+    assert entry is not None
+    assert entry.status is not None
+    assert entry.status["progress"]["step"] == 2
+    assert await woken(watch, jobs, job(3, progress={"phase": "Done", "step": 2})) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(4, progress={"phase": "Done"}, revision=7)) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(5, progress={"phase": "Done"}, revision=7, generation=2)) == {JOB, SERVICE}
+
+
+async def test_late_events_take_nothing_back(watch: Watch):
+    jobs = watch.caches.jobs
+    await woken(watch, jobs, job(5, revision=2))
+    assert await woken(watch, jobs, job(4, revision=1)) == set()
+    view = jobs.get(("ns", "job"))
+    assert view is not None
+    assert view.status.revision == 2
+    assert await woken(watch, jobs, job(6), deleted=True) == {JOB, SERVICE}
+    # The object is gone: what was on its way still is no news, a namesake of another uid is.
+    assert await woken(watch, jobs, job(5)) == set()
+    assert len(jobs) == 0
+    assert await woken(watch, jobs, job(7, uid="u2")) == {JOB, SERVICE}
+
+
+async def test_a_service_tells_those_who_wait_when_it_is_paused_and_not_when_it_counts(watch: Watch):
+    services, jobs = watch.caches.services, watch.caches.jobs
+    await woken(watch, services, service(1))
+    await woken(watch, jobs, job(1, state="Queued"))
+    await woken(watch, jobs, job(2, name="over", uid="u9", state="Succeeded"))
+    assert await woken(watch, services, service(3, paused=True)) == {SERVICE, JOB}
+    counted = service(3, paused=True)
+    counted["metadata"]["resourceVersion"] = "4"
+    counted["status"] = {"queued": 5}
+    assert await woken(watch, services, counted) == {SERVICE}
+
+
+async def test_a_pod_wakes_its_job_and_service_and_a_node_those_whose_pods_it_runs(watch: Watch):
+    pods, nodes = watch.caches.pods, watch.caches.nodes
+    assert await woken(watch, pods, pod(1)) == {JOB, SERVICE}
+    assert await woken(watch, pods, pod(2)) == set()
+    assert await woken(watch, pods, pod(3, node="node-0", phase="Running")) == {JOB, SERVICE}
+    assert await woken(watch, nodes, node(4, "True")) == {JOB, SERVICE}
+    assert await woken(watch, nodes, node(5, "True", "2026-01-01T00:05:00Z")) == set()
+    assert await woken(watch, nodes, node(6, "Unknown")) == {JOB, SERVICE}
+    await woken(watch, pods, pod(7, node="node-0", phase="Succeeded"))
+    assert await woken(watch, nodes, node(8, "True")) == set()
+
+
+async def test_what_cannot_be_read_leaves_the_others_alone(watch: Watch, caplog: pytest.LogCaptureFixture):
+    assert await woken(watch, watch.caches.jobs, job(1, state="FromTheFuture")) == set()
+    assert "ns/job cannot be read" in caplog.text
+    assert await woken(watch, watch.caches.jobs, job(2, name="other", uid="u2"))
+
+
+async def test_a_list_corrects_what_a_watch_missed_and_keeps_what_is_newer(watch: Watch):
+    jobs = watch.caches.jobs
+    for number, name in ((1, "stays"), (2, "missed-deletion"), (9, "newer-than-the-list")):
+        await woken(watch, jobs, job(number, name=name, uid=name))
+    changes = jobs.replace_all([job(1, name="stays", uid="stays"), job(4, name="missed", uid="missed")], version=5)
+    assert {(change.name[1], change.new is None) for change in changes} == {
+        ("missed", False),
+        ("missed-deletion", True),
+    }
+    assert sorted(name for _, name in jobs.names()) == ["missed", "newer-than-the-list", "stays"]
+
+
+async def test_nothing_is_woken_before_the_caches_are_complete():
+    watch = Watch(WorkQueue(), nodes=True)
+    assert await woken(watch, watch.caches.jobs, job(1)) == set()
+    watch.wake_all()
+    assert len(watch.queue) == 1
+
+
+async def test_a_dead_watch_a_stuck_queue_and_a_late_loop_are_found(watch: Watch, monkeypatch: pytest.MonkeyPatch):
+    heartbeat = Heartbeat(Metrics())
+    health = Probes(Metrics(), heartbeat, watch_seconds=390)
+    health.leads(watch, watch.queue)
+    for cache in watch.watched:
+        watch.alive(cache.resource.plural)
+    assert health.troubles() == []
+    real = probes.time.monotonic
+    monkeypatch.setattr(probes.time, "monotonic", lambda: real() + 400)
+    assert "the event loop is 399 s late" in health.troubles()
+    found = [trouble for trouble in health.troubles() if "no sign of life" in trouble]
+    assert len(found) == len(watch.watched)
+    watch.alive("pods")
+    assert not any("watch of pods" in trouble for trouble in health.troubles())

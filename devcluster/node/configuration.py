@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devcluster.node.api import Api
+from devcluster.node.api import Api, ApiError
 from devcluster.node.env import ConfigError, Source, environment, expand
 from devcluster.node.events import Recorder
 from devcluster.node.images import Image, find, parse_error, pull_error, source_folders
@@ -115,7 +115,7 @@ async def configure(place: Place, image: Image) -> tuple[dict[str, str], Sandbox
     try:
         env = await _environment(place, image)
         return env, _sandbox(place, image, env)
-    except (ConfigError, MountError) as error:
+    except (ConfigError, MountError, ApiError, OSError) as error:
         events = (("Warning", "Failed", f"Error: {error}"),)
         raise Blocked("CreateContainerConfigError", str(error), events) from error
 

@@ -7,6 +7,7 @@ somebody asks (deletion, deadline, eviction), say how it ended, and let the API 
 import asyncio
 import contextlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Awaitable
@@ -30,6 +31,8 @@ from devcluster.node.status import (
     rejected_status,
 )
 from devcluster.node.volumes import MountError, PodPlace, Volumes
+
+log = logging.getLogger(__name__)
 
 JOB_TRACKING = "batch.kubernetes.io/job-tracking"
 COUNTED_SECONDS = 5.0
@@ -274,7 +277,7 @@ class Worker:
 
     async def _eviction(self) -> tuple[Ending, float]:
         """Looks at the pod's disk use now and then; an eviction gives next to no grace."""
-        if not _limits_storage(self.pod):
+        if not storage.is_limited(self.pod):
             await asyncio.Event().wait()
         while True:
             await asyncio.sleep(self.host.settings.timings.storage_check)
@@ -353,7 +356,12 @@ class Worker:
     def _background(self, work: "Any") -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("pod %s: %r", self.pod["metadata"]["name"], error, exc_info=error)
 
     async def _next_update(self) -> None:
         self._updated.clear()
@@ -392,11 +400,3 @@ async def _await(item: Awaitable[None]) -> None:
 
 def _downward(pod: dict[str, Any]) -> tuple[Any, Any]:
     return pod["metadata"].get("labels"), pod["metadata"].get("annotations")
-
-
-def _limits_storage(pod: dict[str, Any]) -> bool:
-    limits = [(c.get("resources") or {}).get("limits") or {} for c in pod["spec"]["containers"]]
-    volumes = pod["spec"].get("volumes") or []
-    return any("ephemeral-storage" in limit for limit in limits) or any(
-        (volume.get("emptyDir") or {}).get("sizeLimit") for volume in volumes
-    )

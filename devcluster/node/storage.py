@@ -24,6 +24,15 @@ def used_by_name(folders: dict[str, Path]) -> dict[str, int]:
     return {name: used_bytes(folder) for name, folder in folders.items()}
 
 
+def is_limited(pod: dict[str, Any]) -> bool:
+    """Whether the pod asks for any limit on its disk use."""
+    limits = [(c.get("resources") or {}).get("limits") or {} for c in pod["spec"]["containers"]]
+    volumes = pod["spec"].get("volumes") or []
+    return any("ephemeral-storage" in limit for limit in limits) or any(
+        (volume.get("emptyDir") or {}).get("sizeLimit") for volume in volumes
+    )
+
+
 def eviction_message(pod: dict[str, Any], empty_dirs: dict[str, int], containers: dict[str, int]) -> str | None:
     """Why the pod must be evicted for its disk use, in kubelet's words (trailing blank included), or None.
 

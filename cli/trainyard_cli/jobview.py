@@ -83,7 +83,8 @@ def progress_line(job: Object) -> str:
         parts.append(f"{found[0]} {number(found[1])}")
     if progress.get("etaSeconds") is not None:
         parts.append(f"ETA {duration(progress['etaSeconds'])}")
-    if state == "Preparing" and (said := progress.get("message") or status.get("message")):
+    # The state's own message tells of the phase before, once there is one.
+    if state == "Preparing" and (said := progress.get("message") if progress.get("phase") else status.get("message")):
         parts.append(said)
     return "  ".join(parts)
 

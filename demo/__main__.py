@@ -27,7 +27,7 @@ NAMESPACE, BUCKET = "vision", "vision"
 CLUSTER = "demo"
 BIN = Path(sys.executable).parent
 OUTPUT = ROOT / "build" / "demo"
-IMAGES, SHAPES_EPOCHS = 160, 12
+IMAGES, SHAPES_EPOCHS = 120, 8
 OWN_EPOCHS = 24
 """Enough for a few hundred images: BCCD passes mAP50 0.85 with it in under six CPU-minutes."""
 Object = dict[str, Any]

@@ -1,0 +1,158 @@
+"""The whole path on real parts: kubectl apply, the operator as the chart installs it, the trainer in a pod, S3, a version."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import BUCKET, FINAL, NAMESPACE, Yard, sha256
+
+pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(600)]
+
+FILES = {"model.safetensors", "model.onnx", "labels.txt", "metrics.json", "predictions.png"}
+
+
+@pytest.fixture(scope="module")
+def trained(yard: Yard, shapes: bytes) -> dict[str, Any]:
+    """The status of a job of three fields that was trained."""
+    yard.apply("plain", yard.put("plain.zip", shapes))
+    return yard.finished("plain")
+
+
+def test_a_job_of_three_fields_succeeds(yard: Yard, trained: dict[str, Any]):
+    assert (trained["state"], trained["reason"]) == ("Succeeded", "Completed"), trained.get("message")
+    assert trained["version"] == "plain-v1"
+    assert trained["serviceName"] == "mgmt-train-yard-nano"
+    [attempt] = trained["attempts"]
+    assert (attempt["cause"], attempt["exitCode"], attempt["charged"]) == ("Completed", 0, False)
+    progress = trained["progress"]
+    assert progress["step"] == progress["steps"] > 0
+    assert progress["phase"] == "Done"
+    for scores in ("best", "test"):
+        assert 0 <= trained["metrics"][scores]["mAP50"] <= 1
+    assert trained["dataset"]["images"] == 24
+    assert sum(trained["dataset"][f"{side}Images"] for side in ("train", "validation", "test")) == 24
+    conditions = {each["type"]: each["status"] for each in trained["conditions"]}
+    assert conditions["Ready"] == conditions["Succeeded"] == "True"
+
+
+def test_the_service_was_made_with_the_charts_defaults(yard: Yard, trained: dict[str, Any]):
+    spec = yard.object("tsvc", trained["serviceName"])["spec"]
+    assert spec["secretNames"] == ["storage"]
+    assert spec["instance"]["gpus"] == 0
+    assert spec["scaling"]["maxInstances"] == 4
+
+
+def test_the_version_is_ready_and_names_files_that_are_there(yard: Yard, trained: dict[str, Any]):
+    version = yard.object("mv", "plain-v1")
+    status = version["status"]
+    assert status["state"] == "Ready"
+    assert version["spec"]["jobName"] == "plain"
+    assert "ownerReferences" not in version["metadata"]
+    assert len(status["labels"]) == 2
+    artifacts = {each["name"]: each for each in status["artifacts"]}
+    assert set(artifacts) >= FILES
+    for each in artifacts.values():
+        data = yard.get(each["uri"])
+        assert (len(data), sha256(data)) == (each["size"], each["sha256"]), each["name"]
+    manifest = json.loads(yard.get(status["manifestURI"]))
+    assert {each["name"]: each["sha256"] for each in manifest["files"]} == {
+        name: each["sha256"] for name, each in artifacts.items()
+    }
+    assert yard.get(artifacts["predictions.png"]["uri"]).startswith(b"\x89PNG")
+
+
+def test_the_story_is_told_by_events_and_the_job_is_kept_for_its_log(yard: Yard, trained: dict[str, Any]):
+    told = yard.events("plain")
+    assert {"Queued", "Preparing", "Running", "Succeeded"} <= set(told), told
+    [pod] = yard.list("pods", "plain")
+    assert pod["status"]["phase"] == "Succeeded"
+    assert len(yard.list("jobs", "plain")) == 1
+    log = yard.cluster.kubectl("-n", NAMESPACE, "logs", "-l", "trainyard.dev/job=plain", "--tail=-1")
+    assert '"event": "step"' in log
+
+
+def test_nothing_that_is_secret_is_anywhere_to_be_read(yard: Yard, trained: dict[str, Any]):
+    key = yard.cluster.s3.secret_access_key
+    told = yard.cluster.kubectl("-n", NAMESPACE, "get", "tj,tsvc,mv,jobs,pods,events", "-o", "yaml")
+    told += yard.cluster.kubectl("-n", NAMESPACE, "logs", "-l", "trainyard.dev/job=plain", "--tail=-1")
+    told += yard.cluster.kubectl("-n", "trainyard-system", "logs", "deployment/trainyard", "--tail=-1")
+    told += "".join(
+        yard.get(f"s3://{BUCKET}/{each}").decode(errors="replace") for each in yard.keys("models/plain/runs")
+    )
+    assert key not in told
+
+
+def test_the_operators_log_has_no_refused_call_and_no_traceback(yard: Yard, trained: dict[str, Any]):
+    log = yard.cluster.kubectl("-n", "trainyard-system", "logs", "deployment/trainyard", "--tail=-1")
+    assert "leads now" in log
+    assert "Traceback" not in log, log[-4000:]
+    assert "forbidden" not in log, log[-4000:]
+
+
+def test_a_stopped_job_goes_on_from_its_checkpoint(yard: Yard, shapes: bytes):
+    yard.apply(
+        "paused", yard.put("paused.zip", shapes), training={"epochs": None, "steps": 60, "checkpointEverySteps": 5}
+    )
+    yard.until("paused", "past step 5", lambda status: status.get("progress", {}).get("step", 0) > 5)
+    yard.edit("paused", suspend=True)
+    stopped = yard.finished("paused")
+    assert stopped["state"] == "Stopped", stopped
+    at = stopped["attempts"][-1]["checkpointStep"]
+    assert at > 5
+    assert yard.object("mv", "paused-v1")["status"]["state"] == "Stopped"
+    yard.edit("paused", suspend=False)
+    yard.until("paused", "going on", lambda status: status.get("state") not in FINAL)
+    status = yard.finished("paused")
+    assert status["state"] == "Succeeded", status.get("message")
+    assert status["attempts"][-1]["resumedFromStep"] == at
+    assert status["progress"]["step"] == 60
+    assert (status["chargedAttempts"], status["version"]) == (0, "paused-v1")
+
+
+def test_a_trainer_killed_by_signal_9_is_started_again_from_its_checkpoint(yard: Yard, shapes: bytes):
+    yard.apply(
+        "killed", yard.put("killed.zip", shapes), training={"epochs": None, "steps": 60, "checkpointEverySteps": 5}
+    )
+    status = yard.until("killed", "past a checkpoint", lambda status: status.get("progress", {}).get("checkpointStep"))
+    for process in processes_of(status["attempts"][-1]["podName"]):
+        os.kill(process, signal.SIGKILL)
+    status = yard.finished("killed")
+    assert status["state"] == "Succeeded", status.get("message")
+    first, second = status["attempts"]
+    assert (first["exitCode"], first["charged"], second["cause"]) == (137, True, "Completed")
+    assert second["resumedFromStep"] >= 5
+
+
+def processes_of(pod: str) -> list[int]:
+    """Python processes on this machine that run in a pod, by the name that it is told."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if f"TRAINYARD_POD_NAME={pod}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    assert found, f"no process of {pod}"
+    return found
+
+
+def test_a_rerun_makes_the_next_version(yard: Yard, trained: dict[str, Any]):
+    yard.edit("plain", rerun=1)
+    status = yard.until("plain", "run again", lambda s: s.get("run") == 1 and s.get("state") in FINAL)
+    assert (status["state"], status["version"]) == ("Succeeded", "plain-v2"), status.get("message")
+    assert yard.object("mv", "plain-v1")["status"]["state"] == "Ready"
+
+
+def test_time_that_runs_out_publishes_the_best_so_far(yard: Yard, shapes: bytes):
+    yard.apply(
+        "hurried", yard.put("hurried.zip", shapes), training={"epochs": 10_000},
+        policy={"timeoutSeconds": 60, "drainSeconds": 30},
+    )  # fmt: skip
+    status = yard.finished("hurried")
+    assert (status["state"], status["reason"]) == ("Succeeded", "TimeoutReached"), status.get("message")
+    assert 0 < status["progress"]["step"] < 30_000

@@ -85,7 +85,7 @@ class Yard:
     def object(self, kind: str, name: str) -> Object:
         return json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", kind, name, "-o", "json"))
 
-    def list(self, kind: str, job: str) -> list[Object]:
+    def children(self, kind: str, job: str) -> list[Object]:
         """Objects of a job, by label."""
         text = self.cluster.kubectl("-n", NAMESPACE, "get", kind, "-l", f"trainyard.dev/job={job}", "-o", "json")
         return json.loads(text)["items"]

@@ -67,9 +67,9 @@ def test_the_version_is_ready_and_names_files_that_are_there(yard: Yard, trained
 def test_the_story_is_told_by_events_and_the_job_is_kept_for_its_log(yard: Yard, trained: dict[str, Any]):
     told = yard.events("plain")
     assert {"Queued", "Preparing", "Running", "Succeeded"} <= set(told), told
-    [pod] = yard.list("pods", "plain")
+    [pod] = yard.children("pods", "plain")
     assert pod["status"]["phase"] == "Succeeded"
-    assert len(yard.list("jobs", "plain")) == 1
+    assert len(yard.children("jobs", "plain")) == 1
     log = yard.cluster.kubectl("-n", NAMESPACE, "logs", "-l", "trainyard.dev/job=plain", "--tail=-1")
     assert '"event": "step"' in log
 

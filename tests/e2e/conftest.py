@@ -3,101 +3,20 @@
 Its operator serves the whole cluster, which is why it is not the cluster that the other tests share.
 """
 
-import hashlib
-import json
 import os
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from trainyard_cli.cluster import Cluster as Client
 from trainyard_trainer.synth import write_zip
 
-from demo.stage import VALUES, give_storage, install, split_uri
+from demo.stage import VALUES, give_storage, install
 from devcluster import Cluster, processes
 
-Object = dict[str, Any]
-NAMESPACE, BUCKET = "vision", "vision"
-FINAL = ("Succeeded", "Failed", "Stopped", "Canceled", "Aborted")
-PATIENCE = 240.0
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-class Yard:
-    """The namespace `vision` of the installed cluster, and short words for what tests do there."""
-
-    def __init__(self, cluster: Cluster, s3: Any) -> None:
-        self.cluster, self.s3 = cluster, s3
-        self.client = Client(NAMESPACE, kubeconfig=str(cluster.kubeconfig))
-
-    def put(self, key: str, data: bytes) -> str:
-        """Store an object; its address."""
-        self.s3.put_object(Bucket=BUCKET, Key=key, Body=data)
-        return f"s3://{BUCKET}/{key}"
-
-    def get(self, uri: str) -> bytes:
-        bucket, key = split_uri(uri)
-        return self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-
-    def keys(self, prefix: str) -> list[str]:
-        return [each["Key"] for each in self.s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])]
-
-    def apply(self, name: str, uri: str, **spec: Any) -> None:
-        """A job as small as one gets: 64 pixels, one epoch; `spec` is laid over it, field by field."""
-        whole: Object = {
-            "architecture": "yard-nano",
-            "dataset": {"sources": [{"uri": uri}], "imageSize": 64},
-            "output": {"uri": f"s3://{BUCKET}/models"},
-            "training": {"epochs": 1},
-        }
-        for key, value in spec.items():
-            whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
-        body = {
-            "apiVersion": "trainyard.dev/v1alpha1",
-            "kind": "TrainingJob",
-            "metadata": {"name": name},
-            "spec": whole,
-        }
-        self.cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=json.dumps(body))
-
-    def edit(self, name: str, **spec: Any) -> None:
-        self.client.patch_job(name, {"spec": spec})
-
-    def until(self, name: str, what: str, holds: Callable[[Object], Any], seconds: float = PATIENCE) -> Object:
-        """The job's status once `holds(status)`; fails with what it is instead when that takes too long."""
-        deadline, status = time.monotonic() + seconds, {}
-        while time.monotonic() < deadline:
-            status = self.client.get_job(name).get("status", {})
-            if holds(status):
-                return status
-            time.sleep(0.2)
-        log = self.cluster.kubectl("-n", NAMESPACE, "logs", f"-ltrainyard.dev/job={name}", "--tail=5", check=False)
-        operator = self.cluster.kubectl(
-            "-n", "trainyard-system", "logs", "deployment/trainyard", "--tail=15", check=False
-        )
-        pytest.fail(f"{name} was not {what} after {seconds} s: {json.dumps(status, indent=1)}\n{log}\n{operator}")
-
-    def finished(self, name: str, seconds: float = PATIENCE) -> Object:
-        """The status of a job that has come to its end."""
-        return self.until(name, "at its end", lambda status: status.get("state") in FINAL, seconds)
-
-    def object(self, kind: str, name: str) -> Object:
-        return json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", kind, name, "-o", "json"))
-
-    def children(self, kind: str, job: str) -> list[Object]:
-        """Objects of a job, by label."""
-        text = self.cluster.kubectl("-n", NAMESPACE, "get", kind, "-l", f"trainyard.dev/job={job}", "-o", "json")
-        return json.loads(text)["items"]
-
-    def events(self, job: str) -> list[str]:
-        selector = f"involvedObject.kind=TrainingJob,involvedObject.name={job}"
-        text = self.cluster.kubectl("-n", NAMESPACE, "get", "events", "--field-selector", selector, "-o", "json")
-        return [each["reason"] for each in json.loads(text)["items"]]
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+from realyard import BUCKET, NAMESPACE, Yard
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import BUCKET, NAMESPACE, Yard
+from realyard import BUCKET, NAMESPACE, Yard
 
 from demo.stage import storage_secret
 

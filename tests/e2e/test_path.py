@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import BUCKET, FINAL, NAMESPACE, Yard, sha256
+from realyard import BUCKET, FINAL, NAMESPACE, Yard, sha256
 
 pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(600)]
 

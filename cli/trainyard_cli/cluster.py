@@ -17,6 +17,7 @@ Object = dict[str, Any]
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 READ_SECONDS = 30.0
+KINDS = {"trainingjobs": ("TrainingJob", "job"), "trainingservices": ("TrainingService", "service")}
 
 
 class APIError(CLIError):
@@ -117,30 +118,37 @@ class Cluster:
         place = "" if everywhere else f"/namespaces/{self.namespace}"
         return f"/apis/{API_VERSION}{place}/{plural}" + (f"/{name}" if name else "")
 
-    def get_job(self, name: str) -> Object:
+    def get(self, plural: str, name: str) -> Object:
         try:
-            return self.request("GET", self.path("trainingjobs", name))
+            return self.request("GET", self.path(plural, name))
         except APIError as error:
-            raise self._unknown(name, error) from error
+            raise self._unknown(plural, name, error) from error
 
-    def list_jobs(self, everywhere: bool = False) -> list[Object]:
-        return self.request("GET", self.path("trainingjobs", everywhere=everywhere)).get("items", [])
+    def list(self, plural: str, everywhere: bool = False) -> "list[Object]":
+        return self.request("GET", self.path(plural, everywhere=everywhere)).get("items", [])
+
+    def patch(self, plural: str, name: str, patch: Object) -> Object:
+        """Apply a merge patch."""
+        query = {"fieldManager": "trainyard"}
+        try:
+            return self.request("PATCH", self.path(plural, name), query=query, body=patch, content_type=MERGE_PATCH)
+        except APIError as error:
+            raise self._unknown(plural, name, error) from error
+
+    def get_job(self, name: str) -> Object:
+        return self.get("trainingjobs", name)
+
+    def list_jobs(self, everywhere: bool = False) -> "list[Object]":
+        return self.list("trainingjobs", everywhere)
 
     def patch_job(self, name: str, patch: Object) -> Object:
-        path = self.path("trainingjobs", name)
-        try:
-            return self.request(
-                "PATCH", path, query={"fieldManager": "trainyard"}, body=patch, content_type=MERGE_PATCH
-            )
-        except APIError as error:
-            raise self._unknown(name, error) from error
+        return self.patch("trainingjobs", name, patch)
 
     def delete_job(self, name: str) -> None:
-        body = {"propagationPolicy": "Background"}
         try:
-            self.request("DELETE", self.path("trainingjobs", name), body=body)
+            self.request("DELETE", self.path("trainingjobs", name), body={"propagationPolicy": "Background"})
         except APIError as error:
-            raise self._unknown(name, error) from error
+            raise self._unknown("trainingjobs", name, error) from error
 
     def watch_job(self, name: str) -> Iterator[Object | None]:
         """The job as it is, then each time it changes; None once it is deleted. Ends with its consumer."""
@@ -176,13 +184,15 @@ class Cluster:
                 return
             yield job
 
-    def _unknown(self, name: str, error: APIError) -> APIError:
+    def _unknown(self, plural: str, name: str, error: APIError) -> APIError:
+        """A 404 in words; every other error as it is."""
         if error.status != 404:
             return error
+        kind, command = KINDS[plural]
         if "could not find the requested resource" in str(error):
-            return APIError("This cluster has no TrainingJobs: install the Trainyard chart first.", 404)
+            return APIError(f"This cluster has no {kind}s: install the Trainyard chart first.", 404)
         where = f"in namespace {self.namespace}"
-        return APIError(f"There is no TrainingJob {name} {where}; `trainyard job list -A` shows all of them.", 404)
+        return APIError(f"There is no {kind} {name} {where}; `trainyard {command} list -A` shows all of them.", 404)
 
 
 def _context_namespace(contexts: Any, wanted: str | None) -> str | None:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "architectures": "trainyard_cli.architectures",
     "dataset": "trainyard_cli.dataset",
     "job": "trainyard_cli.job",
+    "service": "trainyard_cli.service",
 }
 """Name of the command, and the module whose `app` it is; in the order of the help."""
 

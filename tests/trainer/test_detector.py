@@ -1,14 +1,19 @@
 """The detector's parts: overlaps, suppression, assignment, loss; and that a step never waits for the device."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from trainyard_api.training import Training
 from trainyard_trainer.assign import CANDIDATES, assign
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.boxes import complete_iou, pairwise_iou, suppress
 from trainyard_trainer.detector import Detector, LossSettings, anchor_points, decode, parameter_count, select
-from trainyard_trainer.network import DISTANCE_BINS, STRIDES
+from trainyard_trainer.network import DISTANCE_BINS, SHAPES, STRIDES, Network
+from trainyard_trainer.optimizer import Average, Optimizer
 
 SIZE = 128
 
@@ -164,28 +169,25 @@ def test_label_weights_and_smoothing_change_the_loss(detector: Detector) -> None
 def test_the_loss_falls_on_one_batch() -> None:
     torch.manual_seed(1)
     detector = Detector.build("yard-nano", 3)
-    optimizer = torch.optim.SGD(detector.network.parameters(), 0.01, momentum=0.9)
+    optimizer = Optimizer(list(detector.network.parameters()), Training())
     batch = a_batch()
     losses = []
     for _ in range(8):
         loss = detector.loss(batch)
-        optimizer.zero_grad()
         loss.total.backward()
-        optimizer.step()
+        optimizer.step(2e-3, loss.total.detach())
         losses.append(loss.total.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_a_step_never_waits_for_the_device() -> None:
     """Fake CUDA tensors have no values: reading one on the host, `nonzero` and the like raise."""
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        network = Detector.build("yard-nano", 3).network.to("cuda")
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            network = Network(SHAPES["yard-nano"], 3)
         batch = a_batch_on("cuda")
         loss = Detector(network, 3, LossSettings(label_weights=(1.0, 2.0, 1.0))).loss(batch)
         loss.total.backward()
-        from trainyard_api.training import Training
-        from trainyard_trainer.optimizer import Average, Optimizer
-
         optimizer, average = Optimizer(list(network.parameters()), Training()), Average(network)
         norm, fine = optimizer.step(1e-3, loss.total.detach())
         average.update(0.9)
@@ -193,7 +195,7 @@ def test_a_step_never_waits_for_the_device() -> None:
 
 
 def test_reading_a_value_would_be_noticed() -> None:
-    with FakeTensorMode(), pytest.raises(Exception, match="[Dd]ata.?[Dd]ependent|item"):
+    with FakeTensorMode(), pytest.raises(Exception, match="_local_scalar_dense"):
         torch.zeros(3, device="cuda").sum().item()
 
 
@@ -210,9 +212,6 @@ def a_batch_on(device: str) -> Batch:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_step_on_a_gpu_has_no_sync() -> None:
-    from trainyard_api.training import Training
-    from trainyard_trainer.optimizer import Average, Optimizer
-
     torch.manual_seed(0)
     detector = Detector.build("yard-nano", 3)
     detector.network.to("cuda")
@@ -231,9 +230,6 @@ def test_a_step_on_a_gpu_has_no_sync() -> None:
 
 
 def test_our_detector_imports_no_torchvision_and_no_compiler() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys, trainyard_trainer.loop, trainyard_trainer.publish;"
         "bad = [m for m in ('torchvision', 'torch._dynamo', 'onnx', 'matplotlib', 'sympy') if m in sys.modules];"

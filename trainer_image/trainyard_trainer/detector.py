@@ -118,20 +118,21 @@ class Detector:
 
 
 def loss_settings(training: Training, objects: Iterable[Sequence[Object]], labels: Sequence[str]) -> LossSettings:
-    """The architecture's weights, with what the spec overrides. `Balanced`: the inverse of how often a label occurs, mean 1."""
+    """The architecture's weights, with what the spec overrides. `balanced`: the inverse of how often a label occurs, mean 1."""
     given = training.loss_weights
     weights = None
-    if training.class_weights == "Balanced":
+    asked = training.class_weights
+    if asked is not None and asked.balanced:
         counts = Counter(item.label for items in objects for item in items)
         inverse = [1 / max(1, counts[label]) for label in labels]
         weights = tuple(min(10.0, len(labels) * value / sum(inverse)) for value in inverse)
-    elif isinstance(training.class_weights, dict):
-        unknown = sorted(set(training.class_weights) - set(labels))
+    elif asked is not None and asked.labels is not None:
+        unknown = sorted(set(asked.labels) - set(labels))
         if unknown:
             raise BadSpec(
-                f"training.classWeights names {unknown[0]!r}, which is no label; the labels are {', '.join(labels)}."
+                f"training.classWeights.labels names {unknown[0]!r}, which is no label; the labels are {', '.join(labels)}."
             )
-        weights = tuple(training.class_weights.get(label, 100) / 100 for label in labels)
+        weights = tuple(asked.labels.get(label, 100) / 100 for label in labels)
     usual = LossSettings()
     return LossSettings(
         box=given.box if given and given.box is not None else usual.box,

@@ -8,6 +8,7 @@ for the device: its loss is read one step later.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ RAW_TOO_FROM = 0.75
 """Until this share of the steps only the averaged weights are evaluated: at a high learning rate they are the better ones."""
 MOST_BAD_STEPS = 3
 MOST_HALVINGS = 3
-SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_LINES = float(os.environ.get("TRAINYARD_SECONDS_BETWEEN_LINES", "10"))
 SMOOTHING = 0.95
 
 

@@ -7,6 +7,7 @@ manifest names, with sha256; whatever else lies in its folder does not count.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ def _write_files(model: Model, p: Publishing, validation: Evaluation | None, tes
 
 
 def _write_onnx(detector: Detector, p: Publishing) -> list[str]:
-    """The two graphs, or none and a warning when they do not compute what torch does."""
+    """The two graphs, or none and a warning when they do not compute what torch does. `TRAINYARD_ONNX=0` leaves them out."""
+    if os.environ.get("TRAINYARD_ONNX") == "0":
+        return []
     side = next((s for s in (Side.TEST, Side.VALIDATION, Side.TRAIN) if p.prepared.of(s)), Side.TRAIN)
     members = p.prepared.of(side)[:3]
     batch = EvalBatches(

@@ -1,0 +1,181 @@
+"""The reporter against a real HTTP server: what arrives, when, and that the loop never waits."""
+
+import io
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainyard_api.report import Phase, Result
+from trainyard_api.run import Intake, RunSpec
+from trainyard_api.status import LabelMetrics, Metrics, Scores
+from trainyard_trainer import report as module
+from trainyard_trainer.report import Reporter
+
+
+class Server:
+    """Answers with the codes it is given, one after the other, then 200; keeps what it got."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.got: list[tuple[float, str, dict[str, Any]]] = []
+        self.answer: dict[str, Any] = {}
+        self.came = threading.Condition()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.came:
+                    outer.got.append((time.monotonic(), self.headers["Authorization"], body))
+                    code = outer.codes.pop(0) if outer.codes else 200
+                    outer.came.notify_all()
+                text = json.dumps(outer.answer).encode()
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def until(self, wanted: Callable[[], bool], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        with self.came:
+            while not wanted():
+                assert self.came.wait(deadline - time.monotonic()), "it never came"
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [body for _, _, body in self.got]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+
+
+def spec(server: Server | None, token: Path) -> RunSpec:
+    intake = None
+    if server is not None:
+        intake = Intake(url=f"http://127.0.0.1:{server.http.server_port}/report", token_path=str(token))
+    return RunSpec.model_validate(
+        {"job": "j", "namespace": "n", "uid": "u" * 12, "architecture": "yard-nano", "task": "Detection", "model": "m",
+         "dataset": {"sources": [{"uri": "s3://bucket/data.zip"}]}, "outputURI": "s3://bucket/models", "intake": intake}
+    )  # fmt: skip
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN", 0.15)
+    monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "termination"))
+
+
+def done() -> Result:
+    return Result(exit_code=0, reason="Completed", message="trained.", manifestURI="s3://bucket/manifest.json")
+
+
+def test_phases_and_the_result_arrive_in_order_and_spaced(server: Server, token: Path) -> None:
+    reporter = Reporter(spec(server, token), out=io.StringIO())
+    for phase in (Phase.FETCHING, Phase.CHECKING, Phase.TRAINING):
+        reporter.phase(phase)
+    for step in range(1, 50):
+        reporter.progress(step=step)
+    reporter.close(done())
+    assert [body["phase"] for body in server.bodies] == ["Fetching", "Checking", "Training", "Done"]
+    assert server.bodies[-1]["result"]["manifestURI"] == "s3://bucket/manifest.json"
+    assert server.bodies[-1]["step"] == 49
+    times = [at for at, _, _ in server.got]
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 0.14
+    sequences = [body["sequence"] for body in server.bodies]
+    assert sequences == sorted(set(sequences))
+
+
+def test_a_busy_intake_is_tried_again_and_the_token_is_read_anew(server: Server, token: Path) -> None:
+    server.codes = [503, 429]
+    reporter = Reporter(spec(server, token), out=io.StringIO())
+    reporter.phase(Phase.TRAINING)
+    server.until(lambda: len(server.got) >= 1)
+    token.write_text("second")
+    server.until(lambda: len(server.got) >= 3)
+    assert server.got[0][1] == "Bearer first"
+    assert server.got[2][1] == "Bearer second"
+    assert server.bodies[2]["phase"] == "Training"
+    reporter.close(done())
+
+
+def test_a_refused_report_is_not_repeated(server: Server, token: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.codes = [403]
+    reporter = Reporter(spec(server, token), out=io.StringIO())
+    reporter.phase(Phase.TRAINING)
+    reporter.close(done())
+    assert [body["phase"] for body in server.bodies] == ["Training", "Done"]
+    assert "403" in capsys.readouterr().err
+
+
+def test_an_answer_may_ask_to_publish_now(server: Server, token: Path) -> None:
+    server.answer = {"end": "Finish"}
+    reporter = Reporter(spec(server, token), out=io.StringIO())
+    assert not reporter.finish_asked
+    reporter.phase(Phase.TRAINING)
+    reporter.close(done())
+    assert reporter.finish_asked
+
+
+def test_an_intake_that_is_away_holds_nothing_up(token: Path) -> None:
+    server = Server()
+    asked = spec(server, token)
+    server.http.shutdown()
+    server.http.server_close()
+    reporter = Reporter(asked, out=io.StringIO())
+    begun = time.monotonic()
+    for step in range(200):
+        reporter.phase(Phase.TRAINING if step % 2 else Phase.EVALUATING)
+        reporter.progress(step=step)
+    assert time.monotonic() - begun < 2
+    reporter.close(done(), seconds=1.0)
+    assert time.monotonic() - begun < 6
+
+
+def test_a_report_too_large_loses_its_tables_first(server: Server, token: Path) -> None:
+    rows = tuple(LabelMetrics(label="x" * 120, objects=1) for _ in range(50))
+    reporter = Reporter(spec(server, token), out=io.StringIO())
+    for number in range(40):
+        reporter.warn(f"Reason{number}", "y" * 2000)
+    reporter.metrics(Metrics(latest=Scores(map50=0.5, per_class=rows)))
+    reporter.phase(Phase.TRAINING)
+    reporter.close(done())
+    body = server.bodies[-1]
+    assert len(json.dumps(body, separators=(",", ":"))) <= 65536
+    assert body["metrics"]["latest"]["mAP50"] == 0.5
+
+
+def test_without_an_intake_lines_and_the_termination_message_remain(token: Path, tmp_path: Path) -> None:
+    out = io.StringIO()
+    reporter = Reporter(spec(None, token), tmp_path / "metrics.jsonl", out=out)
+    reporter.phase(Phase.TRAINING)
+    reporter.warn("Stagnant", "nothing got better.")
+    reporter.warn("Stagnant", "nothing got better.")
+    reporter.record("step", {"step": 1, "loss": 2.0})
+    reporter.close(done())
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert events == ["phase", "warning", "result"]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"kind": "step", "step": 1, "loss": 2.0}
+    assert json.loads((tmp_path / "termination").read_text())["reason"] == "Completed"

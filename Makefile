@@ -85,3 +85,11 @@ bench-data: setup ## what one image costs on its way into a batch
 .PHONY: bench-apply
 bench-apply: setup ## apply → Job created, apply → first training step
 	$(BIN)/python bench/operator/apply.py
+
+.PHONY: bench-train
+bench-train: setup ## training speed against torchvision's SSDLite, and the work on data
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/speed.py
+
+.PHONY: bench-map
+bench-map: setup ## our mAP against faster-coco-eval and pycocotools: time, largest difference
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/map.py

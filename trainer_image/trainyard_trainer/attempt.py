@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,18 @@ from trainyard_api.execution import OnTimeout
 from trainyard_api.report import Outcome, Phase, Result
 from trainyard_api.run import RunSpec
 
-from trainyard_trainer.errors import BadSpec, Interrupted, NothingInTime, TrainerError
+from trainyard_trainer.errors import BadSpec, Interrupted, TrainerError
 from trainyard_trainer.prepare import Prepared, prepare
-from trainyard_trainer.records import Side, StopFlag
+from trainyard_trainer.records import StopFlag
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.split import known_from_json
 from trainyard_trainer.store import Storage
 from trainyard_trainer.versions import published_before
 
 if TYPE_CHECKING:
-    from trainyard_trainer.loop import Ending, Loop
+    from trainyard_trainer.loop import Loop
     from trainyard_trainer.start import Parent
+    from trainyard_trainer.work import Ending
 
 SECONDS_BETWEEN_MIRRORS = 25.0
 LEAST_TO_PUBLISH = 30.0
@@ -158,10 +159,11 @@ def _import_torch() -> None:
 def _train_and_publish(
     attempt: Attempt, output: Storage, size: tuple[int, int], parent: Parent | None, prepared: Prepared
 ) -> Result:
+    from trainyard_trainer.assemble import build_loop
     from trainyard_trainer.publish import Model, Publishing, publish
 
     spec, reporter = attempt.spec, attempt.reporter
-    loop = _build_loop(attempt, output, size, parent, prepared)
+    loop = build_loop(attempt, output, size, parent, prepared)
     with _Mirror(output, attempt):
         reporter.phase(Phase.TRAINING)
         if spec.finish:
@@ -200,97 +202,9 @@ def _train_and_publish(
     )  # fmt: skip
 
 
-def _build_loop(
-    attempt: Attempt, output: Storage, size: tuple[int, int], parent: Parent | None, prepared: Prepared
-) -> Loop:
-    import torch
-
-    from trainyard_trainer import checkpoint, schedule
-    from trainyard_trainer import device as devices
-    from trainyard_trainer.data import Ahead, EvalBatches, TrainBatches
-    from trainyard_trainer.detector import Detector, loss_settings
-    from trainyard_trainer.evaluate import evaluate
-    from trainyard_trainer.loop import Loop, Work
-    from trainyard_trainer.start import load_start
-
-    spec, reporter = attempt.spec, attempt.reporter
-    training, architecture = spec.training, ARCHITECTURES[spec.architecture]
-    threads = devices.limit_threads()
-    device = devices.choose_device(spec)
-    autocast = devices.autocast_type(spec, device)
-    labels = prepared.dataset.labels
-    batch_size = training.batch_size or _default_batch(architecture, device.type)
-    images = len(prepared.of(Side.TRAIN))
-    plan = schedule.plan(training, images, batch_size)
-    torch.manual_seed(training.seed)
-    records = prepared.dataset.records
-    detector = Detector.build(
-        spec.architecture, len(labels), loss_settings(training, [r.objects for r in records], labels)
-    )
-    saved = checkpoint.newest(output, spec.resume_from) if spec.resume_from else None
-    if saved is None:
-        if spec.finish:
-            raise NothingInTime("asked to publish, but no attempt of this run has a checkpoint; let it train first.")
-        load_start(spec, parent, detector, labels, output, attempt.folder, reporter)
-    detector.network.to(device)
-
-    train = TrainBatches(
-        prepared, size=size, batch_size=batch_size, seed=training.seed, augmentation=spec.augmentation,
-        resize=spec.dataset.resize, multi_scale=training.multi_scale_percent / 100,
-    )  # fmt: skip
-    validation = EvalBatches(prepared, Side.VALIDATION, size=size, batch_size=8, resize=spec.dataset.resize)
-    facts = {
-        "spec": checkpoint.spec_digest(spec),
-        "data": prepared.dataset.digest,
-        "environment": checkpoint.environment(device),
-    }
-    work = Work(
-        spec=spec, plan=plan, images=images, validation_images=validation.images, labels=labels,
-        file_names=lambda batch: ", ".join(records[i].image for i in batch.records),
-        batch=Ahead(_pinned(train.batch)).batch if device.type == "cuda" else train.batch,
-        evaluate=lambda current: evaluate(
-            current, validation, records, labels, device=device, autocast=autocast,
-            iou=spec.evaluation.iou_threshold_percent / 100, most=spec.evaluation.max_detections, stop=attempt.stop,
-        ),
-        detector=detector, learning_rate=training.learning_rate or architecture.learning_rate, device=device, autocast=autocast,
-        reporter=reporter, checkpoints=checkpoint.Checkpoints(output, spec.attempt_uri, attempt.folder / "checkpoints"),
-        facts=facts, stop=attempt.stop, deadline=attempt.deadline,
-    )  # fmt: skip
-    loop = Loop(work)
-    reporter.line(
-        "training", architecture=spec.architecture, device=str(device), threads=threads, precision="FP32" if autocast is None else str(autocast).removeprefix("torch."),
-        images=images, validationImages=validation.images, batchSize=batch_size, steps=plan.steps, stepsPerEpoch=plan.steps_per_epoch,
-    )  # fmt: skip
-    if saved is not None:
-        packed = checkpoint.load(output, saved, attempt.folder, facts["spec"], facts["data"])
-        changed = checkpoint.differences(packed["environment"], facts["environment"])
-        if changed:
-            reporter.warn("EnvironmentDiffers", changed)
-        loop.resume(packed)
-        reporter.line("resumed", step=saved.step, checkpoint=saved.uri)
-    return loop
-
-
-def _pinned(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Batches in pinned memory, so that copies to the GPU need not wait."""
-    from dataclasses import replace
-
-    def pinned(step: int, steps: int) -> Any:
-        batch = make(step, steps)
-        tensors = {name: getattr(batch, name).pin_memory() for name in ("images", "boxes", "labels", "difficult")}
-        return replace(batch, **tensors)
-
-    return pinned
-
-
-def _default_batch(architecture: Any, device: str) -> int:
-    """The catalogue's batch for the hardware that is really there."""
-    return architecture.batch_gpu if device == "cuda" else architecture.batch_cpu
-
-
 def _finish_only(loop: Loop) -> Ending:
     """Nothing is trained: what the checkpoint has is published."""
-    from trainyard_trainer.loop import Ending
+    from trainyard_trainer.work import Ending
 
     return Ending(Outcome.FINISHED_EARLY, loop.state.step, loop.state.steps, loop.best)
 

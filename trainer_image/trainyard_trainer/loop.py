@@ -7,30 +7,23 @@ for the device: its loss is read one step later.
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from trainyard_api.report import Outcome, Phase
-from trainyard_api.run import RunSpec
 from trainyard_api.status import Metrics, Scores
 from trainyard_api.training import EarlyStoppingMetric
 
 from trainyard_trainer import schedule
 from trainyard_trainer.batch import Batch
-from trainyard_trainer.checkpoint import Checkpoints
-from trainyard_trainer.detector import Detector
 from trainyard_trainer.errors import GPUOutOfMemory, NothingInTime, TrainerError
 from trainyard_trainer.evaluate import Evaluation
 from trainyard_trainer.optimizer import Average, Optimizer
-from trainyard_trainer.records import StopFlag
-from trainyard_trainer.report import Reporter
 from trainyard_trainer.state import Best, State, copied, pack, unpack
+from trainyard_trainer.telling import Pace, metrics_of, progress_of
+from trainyard_trainer.work import Ending, Pending, Work
 
 STEPS_BEFORE_PLAN = 30
 STEPS_NOT_MEASURED = 5
@@ -38,57 +31,7 @@ RAW_TOO_FROM = 0.75
 """Until this share of the steps only the averaged weights are evaluated: at a high learning rate they are the better ones."""
 MOST_BAD_STEPS = 3
 MOST_HALVINGS = 3
-SECONDS_BETWEEN_LINES = float(os.environ.get("TRAINYARD_SECONDS_BETWEEN_LINES", "10"))
 SMOOTHING = 0.95
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the loop works on and with. `batch(step, steps)` is a pure function; `evaluate(detector)` scores the validation side, or
-    gives None when asked to stop. `deadline` is on `clock`'s scale: after it, no step is begun (None: there is none)."""
-
-    spec: RunSpec
-    plan: schedule.Plan
-    images: int
-    validation_images: int
-    labels: tuple[str, ...]
-    file_names: Callable[[Batch], str]
-    batch: Callable[[int, int], Batch]
-    evaluate: Callable[[Detector], Evaluation | None]
-    detector: Detector
-    learning_rate: float
-    device: torch.device
-    autocast: torch.dtype | None
-    reporter: Reporter
-    checkpoints: Checkpoints
-    facts: dict[str, Any]
-    stop: StopFlag
-    deadline: float | None
-    clock: Callable[[], float] = time.monotonic
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the loop ended. `outcome` None: interrupted, `saved` says whether a checkpoint of this step is on storage."""
-
-    outcome: Outcome | None
-    step: int
-    steps: int
-    best: Best | None
-    message: str = ""
-
-
-@dataclass
-class Pending:
-    """What a step left on the device, read when the next one is under way."""
-
-    step: int
-    batch: Batch
-    loss: Tensor
-    parts: dict[str, Tensor]
-    norm: Tensor
-    fine: Tensor
-    rate: float
 
 
 @dataclass
@@ -111,9 +54,7 @@ class Loop:
         self._good: dict[str, Any] | None = None
         self._saved_step = -1
         self._latest: Scores | None = None
-        self._timing: tuple[int, float] | None = None
-        self._line_at = 0.0
-        self._speed = 0.0
+        self._pace = Pace()
 
     def resume(self, packed: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
@@ -145,8 +86,8 @@ class Loop:
                 return ending
             if self._save_due():
                 self._save()
-            if self._timing is None and state.step >= first + STEPS_NOT_MEASURED:
-                self._timing = (state.step, w.clock())
+            if state.step >= first + STEPS_NOT_MEASURED:
+                self._pace.begin(state.step, w.clock())
             self._plan_time(first)
             launched = self._step()
             if pending is not None:
@@ -399,11 +340,10 @@ class Loop:
     def _plan_time(self, first: int) -> None:
         """Once, after 30 steps: lowers `steps` to what fits, so that the schedule and the end of augmentation fit too."""
         w, state = self.work, self.state
-        if state.time_planned or state.step < first + STEPS_BEFORE_PLAN or self._timing is None:
+        per_step = self._pace.seconds_per_step(state.step, w.clock())
+        if state.time_planned or state.step < first + STEPS_BEFORE_PLAN or per_step is None:
             return
         state.time_planned = True
-        since, at = self._timing
-        per_step = (w.clock() - at) / (state.step - since)
         # An evaluated image costs about a third of a trained one, and the last quarter evaluates twice.
         per_step *= 1 + 0.42 * w.validation_images / (self.interval * w.plan.batch_size)
         limit = w.spec.training.max_duration_seconds
@@ -425,50 +365,24 @@ class Loop:
     # What is told
 
     def _metrics(self) -> Metrics:
-        smooth, latest = self.state.smooth, self._latest or Scores()
+        w, state = self.work, self.state
         rate = schedule.learning_rate(
-            self.work.spec.training,
-            self.work.learning_rate * self.state.rate_factor,
-            max(0, self.state.step - 1),
-            self.state.steps,
+            w.spec.training, w.learning_rate * state.rate_factor, max(0, state.step - 1), state.steps
         )
-        now = {
-            "loss": smooth.get("loss"),
-            "box_loss": smooth.get("box"),
-            "cls_loss": smooth.get("cls"),
-            "dfl_loss": smooth.get("dfl"),
-        }
-        finite = {name: value for name, value in now.items() if value is not None and math.isfinite(value)}
-        return Metrics(
-            latest=latest.model_copy(update={**finite, "learning_rate": rate, "step": self.state.step}),
-            best=Scores.model_validate(self.best.scores) if self.best else None,
-        )
+        return metrics_of(state, self._latest, self.best, rate)
 
     def _tell(self, pending: Pending) -> None:
-        w, state = self.work, self.state
-        now = w.clock()
-        if self._timing is not None and state.step > self._timing[0]:
-            self._speed = (state.step - self._timing[0]) * w.plan.batch_size / max(1e-6, now - self._timing[1])
-        step = pending.step + 1
-        eta = round((state.steps - step) * w.plan.batch_size / self._speed) if self._speed else None
-        plan = schedule.Plan(state.steps, w.plan.steps_per_epoch, w.plan.batch_size)
+        w, now = self.work, self.work.clock()
+        self._pace.measure(self.state.step, now, w.plan.batch_size)
         saved = w.checkpoints.saved
+        told = progress_of(self.state, pending.step + 1, w.plan, self._pace)
         w.reporter.metrics(self._metrics())
         w.reporter.progress(
-            step=step, steps=state.steps, percent=min(99, 100 * step // state.steps), epoch=plan.epoch(step - 1), epochs=plan.epochs,
-            steps_per_epoch=plan.steps_per_epoch, batch_size=plan.batch_size, images_per_second=round(self._speed, 2) or None,
-            eta_seconds=eta, training_seconds=round(state.seconds), checkpoint_step=saved.step if saved else self.resumed_from,
-            resumed_from_step=self.resumed_from,
-        )  # fmt: skip
-        if now - self._line_at >= SECONDS_BETWEEN_LINES:
-            self._line_at = now
-            shown = {name: round(value, 4) for name, value in state.smooth.items()}
+            **told, checkpoint_step=saved.step if saved else self.resumed_from, resumed_from_step=self.resumed_from
+        )
+        if self._pace.line_due(now):
+            shown = {name: round(value, 4) for name, value in self.state.smooth.items()}
+            named = {"step": told["step"], "steps": told["steps"], "epoch": told["epoch"]}
             w.reporter.line(
-                "step",
-                step=step,
-                steps=state.steps,
-                epoch=plan.epoch(step - 1),
-                **shown,
-                etaSeconds=eta,
-                imagesPerSecond=round(self._speed, 2),
+                "step", **named, **shown, etaSeconds=told["eta_seconds"], imagesPerSecond=told["images_per_second"]
             )

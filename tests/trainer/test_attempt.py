@@ -12,7 +12,7 @@ from trainyard_trainer.checkpoint import sha256_of
 
 from tests.trainer.runs import Trainer, dataset, run_spec
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.timeout(900)]
 
 
 def local(uri: str) -> Path:
@@ -40,6 +40,12 @@ def weights(spec: RunSpec) -> str:
     path = local(spec.version_uri + file["path"])
     assert sha256_of(path) == file["sha256"]
     return file["sha256"]
+
+
+def losses(spec: RunSpec) -> dict[int, float]:
+    """Loss of every step that this attempt took: that of the last one depends on every bit of the weights before it."""
+    lines = map(json.loads, local(spec.attempt_uri + "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
 
 
 def test_a_version_has_its_files_and_a_manifest_that_names_them(whole: Trainer) -> None:
@@ -85,6 +91,8 @@ def test_a_killed_training_goes_on_to_the_same_weights_bit_for_bit(
     assert second.end() == ExitCode.DONE, second.errors()
     assert second.result["resumedFromStep"] == latest["step"]
     assert weights(second.spec) == weights(whole.spec)
+    assert losses(second.spec).items() <= losses(whole.spec).items()
+    assert 12 in losses(second.spec)
     assert not list(local(first.spec.attempt_uri + "checkpoints").glob("*")), (
         "who publishes clears the older checkpoints"
     )

@@ -1,7 +1,7 @@
 """What changes over time is a plain function of the step."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trainyard_api.training import Schedule, Training
 from trainyard_trainer import schedule
@@ -23,6 +23,7 @@ def test_the_rate_rises_then_falls_to_its_end() -> None:
     assert rates.index(max(rates)) == pytest.approx(schedule.warmup_steps(training, 1000), abs=2)
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(list(Schedule)),
     steps=st.integers(1, 3000),
@@ -57,6 +58,7 @@ def test_freezing_is_for_whole_epochs() -> None:
     assert [schedule.is_frozen(training, plan, step) for step in (0, 19, 20)] == [True, True, False]
 
 
+@settings(deadline=None)
 @given(step=st.integers(0, 100), more=st.integers(1, 10_000), left=st.floats(-10, 1e6), each=st.floats(0, 100))
 def test_planned_steps_fit_and_never_grow(step: int, more: int, left: float, each: float) -> None:
     fitting = fitting_steps(step, step + more, left, each)

@@ -126,7 +126,8 @@ def _write_files(model: Model, p: Publishing, validation: Evaluation | None, tes
     """Writes the version's files into the folder and returns their names."""
     detector, labels, folder = model.detector, p.prepared.dataset.labels, p.folder
     detector.network.eval().to("cpu")
-    about = {"architecture": p.spec.architecture, "labels": json.dumps(labels, ensure_ascii=False)}
+    # One entry: the library writes several in any order, and equal models should be equal files.
+    about = {"trainyard": json.dumps({"architecture": p.spec.architecture, "labels": labels}, ensure_ascii=False)}
     export.write_weights(detector, folder / "model.safetensors", about)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
     (folder / "dataset.json").write_text(p.prepared.to_json(), encoding="utf-8")

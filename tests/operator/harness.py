@@ -38,7 +38,7 @@ class Operator:
             "namespace": namespace,
             "watch_namespaces": namespace,
             "identity": "operator-under-test",
-            "lease_seconds": 20,
+            "lease_seconds": 90,
             "probe_host": "127.0.0.1",
             "probe_port": self.probe_port,
             "intake_host": "127.0.0.1",

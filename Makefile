@@ -54,7 +54,8 @@ cluster-down: setup ## end it and forget its data
 	@$(BIN)/python -m devcluster down --name $(or $(NAME),dev)
 
 .PHONY: demo
-demo: setup system tools ## one job from kubectl apply to a model version (DATASET=path/to/voc.zip EPOCHS=n)
+demo: setup system ## one job from kubectl apply to a model version (DATASET=path/to/voc.zip EPOCHS=n)
+	@$(BIN)/python -m devcluster tools >/dev/null
 	@$(BIN)/python -m demo $(if $(DATASET),--dataset "$(DATASET)") $(if $(EPOCHS),--epochs $(EPOCHS))
 
 .PHONY: demo-down

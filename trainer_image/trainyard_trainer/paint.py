@@ -66,7 +66,9 @@ def place_boxes(
         seen = np.clip(moved, (x1, y1, x1, y1), (x2, y2, x2, y2))
         visible = _area(seen)
         for cover in (*(later.window for later in canvas.tiles[index + 1 :]), *canvas.erased):
-            visible = visible - _overlap(seen, cover)
+            # The quadrants of a mosaic only touch.
+            if cover[0] < x2 and x1 < cover[2] and cover[1] < y2 and y1 < cover[3]:
+                visible = visible - _overlap(seen, cover)
         sides = np.minimum(seen[:, 2] - seen[:, 0], seen[:, 3] - seen[:, 1])
         keep = (visible >= LEAST_VISIBLE * np.maximum(_area(moved), 1e-9)) & (sides >= LEAST_SIDE)
         found.append((seen[keep], labels[keep], difficult[keep]))
@@ -97,13 +99,13 @@ def colours(images: np.ndarray, canvases: Sequence[Canvas]) -> Tensor:
             _on_bytes(images[index], canvas.colour)
     flat = torch.from_numpy(images).view(batch, -1)
     result = torch.empty(flat.shape)
+    whole = torch.empty(flat.shape[1])
     # Image by image, so that one stays in the cache of the CPU.
     for image, canvas, pixels, target in zip(images, canvases, flat, result, strict=True):
-        target.copy_(pixels)
         if canvas.colour is None:
-            target.mul_(1 / 255)
+            target.copy_(pixels).mul_(1 / 255)
         else:
-            _times(target, *_affine(image, canvas.colour))
+            _times(whole.copy_(pixels), *_affine(image, canvas.colour), target)
     result = result.view(batch, height, width, 3).permute(0, 3, 1, 2)
     for index, canvas in enumerate(canvases):
         if canvas.colour is not None:
@@ -118,17 +120,19 @@ def _affine(image: np.ndarray, colour: Colour) -> tuple[np.ndarray, np.ndarray]:
     return colour.contrast * colour.matrix / 255, np.full(3, (1 - colour.contrast) * grey)
 
 
-def _times(flat: Tensor, matrix: np.ndarray, shift: np.ndarray) -> None:
-    """Every pixel of `flat` `[pixels * 3]` times the matrix, in place, held between 0 and 1.
+def _times(flat: Tensor, matrix: np.ndarray, shift: np.ndarray, out: Tensor) -> None:
+    """Every pixel of `flat` `[pixels * 3]` times the matrix, plus the shift, held between 0 and 1.
 
     Four pixels at once, as one row of 12, use the vector units seven times better than rows of 3.
     """
     group = 4 if len(flat) % 12 == 0 else 1
-    block = np.kron(np.eye(group), matrix.T)
+    block = np.zeros((group, 3, group, 3), np.float32)
+    for i in range(group):
+        block[i, :, i] = matrix.T
     rows = flat.view(-1, 3 * group)
-    flat.view(rows.shape).copy_(
-        torch.addmm(torch.from_numpy(np.tile(shift, group)).float(), rows, torch.from_numpy(block).float()).clamp_(0, 1)
-    )
+    shifts = torch.from_numpy(np.tile(shift, group).astype(np.float32))
+    torch.addmm(shifts, rows, torch.from_numpy(block.reshape(3 * group, -1)), out=out.view(rows.shape))
+    out.clamp_(0, 1)
 
 
 def _on_bytes(image: np.ndarray, colour: Colour) -> None:

@@ -87,7 +87,6 @@ def panel(job: Object) -> Any:
     state = status.get("state", "Created")
     colour = {"Succeeded": "green", "Failed": "red", "Aborted": "red", "Running": "cyan"}.get(state, "yellow")
     head = Text.assemble((state, f"bold {colour}"), f"  {progress.get('phase', '')}")
-    numbers = Table.grid(padding=(0, 3))
     latest, best = scores.get("latest", {}), scores.get("best", {})
     cells = [
         ("step", f"{progress['step']}/{progress.get('steps', '?')}" if "step" in progress else ""),
@@ -100,10 +99,13 @@ def panel(job: Object) -> Any:
         ("attempt", status.get("summary", {}).get("attempt", "")),
     ]
     shown = [(label, value) for label, value in cells if value]
-    numbers.add_row(*[Text.assemble((f"{label} ", "dim"), value) for label, value in shown])
+    # One line that wraps between numbers: a table would cut what a narrow terminal has no room for.
+    numbers = Text("   ").join(Text.assemble((f"{label}\u00a0", "dim"), value) for label, value in shown)
     lines: list[Any] = [head]
     if progress.get("percent") is not None:
-        lines.append(ProgressBar(total=100, completed=progress["percent"], width=60))
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=100, completed=progress["percent"], width=50), f"{progress['percent']}%")
+        lines.append(bar)
     lines.append(numbers)
     if message := progress.get("message") or status.get("message"):
         lines.append(Text(message, style="dim"))

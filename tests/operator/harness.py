@@ -109,7 +109,7 @@ class Yard:
             "architecture": "yard-nano",
             "image": "local/python",
             "instance": {"gpus": 0, "cpu": "10m", "memory": "64Mi"},
-            "scaling": {"maxInstances": 50},
+            "scaling": {"maxInstances": 12},
             "execution": {"drainSeconds": 5, "backoffSeconds": 1},
             "env": [{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}],
         }
@@ -143,7 +143,7 @@ class Yard:
         return (await self.api.get(TRAINING_JOBS, self.namespace, name))["status"]
 
     async def until(
-        self, name: str, condition: str | Callable[[Object], Any], seconds: float = 60, what: str = ""
+        self, name: str, condition: str | Callable[[Object], Any], seconds: float = 150, what: str = ""
     ) -> Object:
         """The job's status once `condition` (a state, or a predicate of the status) holds."""
         deadline = time.monotonic() + seconds
@@ -158,7 +158,7 @@ class Yard:
                 )
             await asyncio.sleep(0.2)
 
-    async def finished(self, name: str, seconds: float = 60) -> Object:
+    async def finished(self, name: str, seconds: float = 150) -> Object:
         """The status of the job when it is over."""
         return await self.until(name, lambda status: status["state"] in FINAL, seconds, "a final state")
 
@@ -168,7 +168,7 @@ class Yard:
         found = [await self.api.list_all(kind, self.namespace, labels=label) for kind in (JOBS, PODS)]
         return [item["metadata"]["name"] for items in found for item in items]
 
-    async def gone(self, name: str, seconds: float = 40) -> None:
+    async def gone(self, name: str, seconds: float = 90) -> None:
         """Wait until nothing of a deleted job is left."""
         deadline = time.monotonic() + seconds
         while left := await self.children(name):

@@ -64,7 +64,7 @@ class Trainer:
             self.step += 1
             self.report("Training", must=self.step == 1)
         while plan.get("hang"):
-            time.sleep(0.2)
+            time.sleep(1)
             self.report("Training")
         if plan.get("kill"):
             # The first process of a container cannot kill itself so: it is a child that dies, as a rank of a training does.
@@ -106,7 +106,7 @@ class Trainer:
         body |= {"step": self.step, "steps": self.steps, "percent": 100 * self.step // max(1, self.steps)}
         body |= {"trainingSeconds": round(time.monotonic() - self.began), "checkpointStep": self.step}
         body |= {"metrics": {"latest": {"loss": 1 / (1 + self.step)}, "best": {"mAP50": 0.5}}} | more
-        deadline = time.monotonic() + (10 if must else 0)
+        deadline = time.monotonic() + (20 if must else 0)
         while True:
             status, wait = self.post(body)
             if status == 200 or (400 <= status < 500 and status != 429):
@@ -126,10 +126,10 @@ class Trainer:
             print(
                 json.dumps({"event": "refused", "status": error.code, "answer": error.read(500).decode()}), flush=True
             )
-            return error.code, 0.3
+            return error.code, 1.0
         except OSError as error:
             print(json.dumps({"event": "no answer", "error": str(error)}), flush=True)
-            return 0, 0.3
+            return 0, 1.0
 
 
 if "TRAINYARD_RUN_SPEC" in os.environ:

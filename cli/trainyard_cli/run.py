@@ -130,20 +130,19 @@ class Past:
 
 def _past(storage: Storage, output: str, model: str, job: str, uid: str, run: int) -> Past:
     from trainyard_api.storage import attempt_uri, run_uri
+    from trainyard_trainer.versions import published_versions
 
     folder = run_uri(output, model, job, uid, run)
     pattern = re.compile(re.escape(f"{folder}attempts/") + r"(\d+)/")
     attempts = sorted({int(match[1]) for entry in storage.list(folder) if (match := pattern.match(entry.uri))})
-    versions = f"{output.rstrip('/')}/{model}/v"
-    made = re.compile(re.escape(versions) + r"(\d+)/manifest\.json$")
-    highest = 0
-    for entry in storage.list(versions):
-        if match := made.match(entry.uri):
-            told = json.loads(storage.get_bytes(entry.uri))
-            if (told.get("uid"), told.get("run")) == (uid, run):
-                return Past(max(attempts, default=0) + 1, (), int(match[1]))
-            highest = max(highest, int(match[1]))
-    return Past(max(attempts, default=0) + 1, tuple(attempt_uri(folder, number) for number in attempts), highest + 1)
+    versions = published_versions(storage, f"{output.rstrip('/')}/{model}/")
+    following = max(attempts, default=0) + 1
+    for version, manifest in versions.items():
+        told = json.loads(storage.get_bytes(manifest))
+        if (told.get("uid"), told.get("run")) == (uid, run):
+            return Past(following, (), version)
+    folders = tuple(attempt_uri(folder, number) for number in attempts)
+    return Past(following, folders, max(versions, default=0) + 1)
 
 
 def _uid(name: str, spec: dict[str, Any]) -> str:
@@ -224,6 +223,8 @@ class _Show:
                 )
             case "evaluation":
                 self._score = f" mAP50 {event.get('mAP50') or 0:.3f}"
+            case "result" if event.get("exitCode") == 0:
+                self._progress.update(self._task, completed=event.get("steps"), description=f"done{self._score}")
             case "warning":
                 self._progress.console.print(f"[yellow]{event['reason']}[/]: {event['message']}", highlight=False)
 

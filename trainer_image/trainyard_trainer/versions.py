@@ -35,10 +35,16 @@ def published_before(spec: RunSpec, storage: Storage) -> Result | None:
 
 def highest_version(spec: RunSpec, storage: Storage) -> int:
     """The highest version of the model that has a manifest."""
-    folder = spec.version_uri.rsplit("/", 2)[0] + "/"
-    pattern = re.compile(re.escape(folder) + r"v(\d+)/manifest\.json$")
-    found = [int(match[1]) for entry in storage.list(f"{folder}v") if (match := pattern.match(entry.uri))]
-    return max(found, default=spec.version)
+    folder = spec.version_uri.rstrip("/").rsplit("/", 1)[0] + "/"
+    return max(published_versions(storage, folder), default=spec.version)
+
+
+def published_versions(storage: Storage, model_folder: str) -> dict[int, str]:
+    """Number to address of the manifest, of every version below a model's folder (which ends in `/`)."""
+    # Objects are listed by prefix, which leaves the runs out; files by folder.
+    prefix = f"{model_folder}v" if model_folder.startswith("s3://") else model_folder
+    pattern = re.compile(re.escape(model_folder) + r"v(\d+)/manifest\.json$")
+    return {int(match[1]): entry.uri for entry in storage.list(prefix) if (match := pattern.match(entry.uri))}
 
 
 def result_of(manifest: dict[str, Any], uri: str) -> Result:

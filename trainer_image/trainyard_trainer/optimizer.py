@@ -89,7 +89,8 @@ class Optimizer:
             lr=rate, beta1=self._momentum, beta2=BETA2, weight_decay=decay, eps=EPSILON,
             amsgrad=False, maximize=False, grad_scale=None, found_inf=skip,
         )  # fmt: skip
-        _kernels._foreach_sub_(steps, skip)
+        # A list: the kernel for one tensor would read its value on the host.
+        _kernels._foreach_sub_(steps, [skip] * len(steps))
 
     def _sgd(
         self,

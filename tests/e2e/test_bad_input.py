@@ -15,7 +15,7 @@ from realyard import BUCKET, NAMESPACE, Yard
 
 from demo.stage import storage_secret
 
-pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(900)]
 
 
 def changed(data: bytes, change: Callable[[str, bytes], bytes | None]) -> bytes:

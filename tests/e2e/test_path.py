@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from realyard import BUCKET, FINAL, NAMESPACE, Yard, sha256
 
-pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(900)]
 
 FILES = {"model.safetensors", "model.onnx", "labels.txt", "metrics.json", "predictions.png"}
 

@@ -34,12 +34,10 @@ VALUES: dict[str, Any] = {
         "sharedMemory": "512Mi",
         "secretNames": [SECRET],
         "template": {"instance": {"gpus": 0}},
-        # Threads that wait for each other spin by default, which on a busy machine of few cores costs more than the work.
-        "env": {"OMP_WAIT_POLICY": "PASSIVE"},
     },
-    # Pods of a devcluster share one network: each listens on its own address only.
     # An image of a devcluster is the working tree: what changed there is a new image.
     "podAnnotations": {"trainyard.dev/source": source_digest()},
+    # Pods of a devcluster share one network: each listens on its own address only.
     "extraEnv": [
         {"name": f"TRAINYARD_{part}_HOST", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
         for part in ("PROBE", "INTAKE")

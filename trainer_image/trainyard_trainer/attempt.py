@@ -5,6 +5,7 @@ Imports of torch happen inside the functions: fetching and checking the data nee
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -153,6 +154,8 @@ def _amount(phase: Phase, done: int, total: int) -> str:
 
 def _import_torch() -> None:
     """While the data is fetched: what the first step needs."""
+    # OpenMP reads it when torch is loaded. Threads that spin while they wait made a step nine times slower on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import trainyard_trainer.loop  # noqa: F401
 
 

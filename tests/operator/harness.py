@@ -179,6 +179,16 @@ class Yard:
         items = await self.api.list_all(MODEL_VERSIONS, self.namespace)
         return [item for item in items if item["spec"]["jobName"] == name]
 
+    async def version_in(self, name: str, state: str, seconds: float = 30) -> Object:
+        """Status of the job's only version once it is in `state`: it is written after the job's own."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [version.get("status", {}) for version in await self.versions(name)]
+            if [status.get("state") for status in found] == [state]:
+                return found[0]
+            assert time.monotonic() < deadline, f"the versions of {name} are {found}"
+            await asyncio.sleep(0.1)
+
     async def events(self, name: str) -> list[Object]:
         path = f"/api/v1/namespaces/{self.namespace}/events"
         query = {"fieldSelector": f"involvedObject.kind=TrainingJob,involvedObject.name={name}"}

@@ -162,8 +162,7 @@ async def test_attempts_are_exhausted(yard: Yard):
     assert (causes(status), charged(status)) == (["Error", "Error"], [True, True])
     assert "it fails" in status["message"]
     assert status["summary"]["attempt"] == "2/2"
-    [version] = await yard.versions("exhausted")
-    assert version["status"]["state"] == "Failed"
+    await yard.version_in("exhausted", "Failed")
 
 
 @pytest.mark.parametrize(
@@ -279,8 +278,7 @@ async def test_abort_ends_at_once_without_a_drain(yard: Yard):
     await yard.edit("aborted", end="Abort")
     status = await yard.until("aborted", "Aborted")
     assert causes(status) == ["Aborted"]
-    [version] = await yard.versions("aborted")
-    assert version["status"]["state"] == "Failed"
+    await yard.version_in("aborted", "Failed")
 
 
 async def test_an_eviction_is_a_disruption_and_reruns_uncharged(yard: Yard):
@@ -376,15 +374,9 @@ async def test_a_job_deleted_in_any_state_leaves_nothing_but_a_finished_version(
     await yard.api.delete(TRAINING_JOBS, yard.namespace, name, uid=job["metadata"]["uid"])
     await yard.gone(name)
     wanted = "Ready" if state == "Succeeded" else "Failed"
-    for _ in range(300):
-        found = [v["status"] for v in await yard.versions(name)]
-        if [status["state"] for status in found] == [wanted]:
-            break
-        await asyncio.sleep(0.1)
-    else:
-        pytest.fail(f"the version is {found}")
+    version = await yard.version_in(name, wanted)
     if wanted == "Failed":
-        assert found[0]["reason"] == "JobDeleted"
+        assert version["reason"] == "JobDeleted"
 
 
 async def test_a_job_deleted_while_it_waits_leaves_the_queue(yard: Yard):

@@ -162,10 +162,6 @@ class Checkpoints:
         error, self._error = self._error, None
         return error
 
-    def clear(self) -> None:
-        """Deletes this attempt's checkpoints (after the version is published)."""
-        self._storage.delete([entry.uri for entry in self._storage.list(self._prefix)])
-
     def _upload(self, path: Path, step: int) -> None:
         started = time.monotonic()
         try:

@@ -279,8 +279,7 @@ def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> None:
 def _clear_older(storage: Storage, spec: RunSpec) -> None:
     """Checkpoints of the run's earlier attempts: only the newest is kept, which is this attempt's."""
     for number in range(1, spec.attempt):
-        prefix = f"{attempt_uri(spec.run_uri, number)}checkpoints/"
-        storage.delete([entry.uri for entry in storage.list(prefix)])
+        storage.clear(f"{attempt_uri(spec.run_uri, number)}checkpoints/")
 
 
 def _tell_test(p: Publishing, validation: Evaluation | None, test: Evaluation | None, step: int) -> None:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -82,6 +83,7 @@ class Backend(Protocol):
     def upload(self, path: Path, at: Location, progress: Progress) -> None: ...
     def list(self, at: Location) -> Iterator[Entry]: ...
     def delete(self, locations: list[Location]) -> None: ...
+    def clear_unfinished(self, at: Location) -> None: ...
 
 
 def parse(uri: str) -> Location:
@@ -225,6 +227,13 @@ class Storage:
         for name, locations in groups.items():
             backend = self._backend(locations[0])
             self._context.retry(f"deleting from {name}", lambda b=backend, group=locations: b.delete(group))
+
+    def clear(self, prefix: str) -> None:
+        """Deletes all below a prefix, and what a killed writer left there half-written."""
+        self.delete(entry.uri for entry in self.list(prefix))
+        # Not every policy that grants writing grants the list of unfinished uploads; storages expire them by rule, too.
+        with suppress(StorageRefused):
+            self._do(prefix, lambda backend, at: backend.clear_unfinished(at))
 
     def _do(self, uri: str, action: Callable[[Backend, Location], T]) -> T:
         at = parse(uri)

@@ -104,6 +104,11 @@ class Files:
             with _writable(at):
                 Path(at.key).unlink(missing_ok=True)
 
+    def clear_unfinished(self, at: Location) -> None:
+        with _writable(at):
+            for part in Path(at.key).rglob(".*.part"):
+                part.unlink(missing_ok=True)
+
 
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator:

@@ -199,6 +199,12 @@ class S3:
                     f"s3://{some[0].bucket}/{failed['Key']} cannot be deleted: {failed.get('Message') or failed.get('Code')}."
                 )
 
+    def clear_unfinished(self, at: Location) -> None:
+        with self._explained(at):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=at.bucket, Prefix=at.key)
+            for upload in (upload for page in pages for upload in page.get("Uploads", ())):
+                self._client.abort_multipart_upload(Bucket=at.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
     @staticmethod
     def _check_md5(at: Location, path: Path, head: Mapping[str, Any]) -> None:
         """The ETag of an object that was put in one piece is its MD5, unless a key of one's own encrypts it."""

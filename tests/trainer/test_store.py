@@ -48,6 +48,22 @@ def test_what_was_put_can_be_read_listed_and_deleted(place: tuple[Storage, str],
     assert len(storage.list(f"{root}/")) == 1
 
 
+def test_clearing_takes_what_a_killed_writer_left_half_written(bucket: Bucket, tmp_path: Path):
+    storage, client = bucket.storage(), bucket.client
+    storage.put_bytes(f"{bucket.uri}/checkpoints/1.pt", b"whole")
+    storage.put_bytes(f"{bucket.uri}/kept", b"another's")
+    client.create_multipart_upload(Bucket=bucket.name, Key="checkpoints/2.pt")
+    storage.clear(f"{bucket.uri}/checkpoints/")
+    assert [entry.uri for entry in storage.list(f"{bucket.uri}/")] == [f"{bucket.uri}/kept"]
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket.name)
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".2.pt.0123456789ab.part").write_bytes(b"half")
+    Storage().clear(f"{tmp_path.as_uri()}/checkpoints/")
+    assert not list(folder.iterdir())
+
+
 def test_a_conditional_write_has_exactly_one_winner(place: tuple[Storage, str]):
     storage, root = place
     with ThreadPoolExecutor(8) as pool:

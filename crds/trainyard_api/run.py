@@ -20,6 +20,8 @@ RUN_SPEC_ENV = "TRAINYARD_RUN_SPEC"
 RUN_SPEC_FILE = "/etc/trainyard/run-spec.json"
 RUN_SPEC_ANNOTATION = "trainyard.dev/run-spec"
 """Annotation of the pod that the file shows."""
+NODE_RANK_ENV = "JOB_COMPLETION_INDEX"
+"""Set by Kubernetes in the pods of an Indexed Job: 0 for the first node."""
 
 
 class Start(Model):
@@ -42,6 +44,14 @@ class Intake(Model):
     url: str
     token_path: str = "/var/run/secrets/trainyard.dev/token"  # noqa: S105 a path, not a password
     ca_pem: str | None = None
+
+
+class Rendezvous(Model):
+    """Where the pods of an attempt over several nodes meet: the one with completion index 0, and a port of its own there."""
+
+    host: str
+    """DNS name of the pod with index 0, below the headless Service; it may take some seconds until it resolves."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 29_400
 
 
 class RunSpec(Model):
@@ -74,7 +84,11 @@ class RunSpec(Model):
     """Attempt folders of this run whose newest checkpoint is continued; empty: start anew."""
 
     gpus: Annotated[int, Field(ge=0)] = 0
+    """Per node; one process is started for each, and one for the CPU when there is none."""
     nodes: Annotated[int, Field(ge=1)] = 1
+    """Pods of the attempt. Each has the same RunSpec and reads its number from `JOB_COMPLETION_INDEX` (NODE_RANK_ENV)."""
+    rendezvous: Rendezvous | None = None
+    """Needed with more than one node. Only the pod with index 0 reports, saves and publishes."""
     timeout_seconds: int = 3600
     drain_seconds: int = 300
     on_timeout: OnTimeout = OnTimeout.FINISH

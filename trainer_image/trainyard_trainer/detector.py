@@ -19,6 +19,7 @@ from trainyard_trainer.batch import Batch
 from trainyard_trainer.boxes import complete_iou, suppress
 from trainyard_trainer.errors import BadSpec
 from trainyard_trainer.network import DISTANCE_BINS, SHAPES, STRIDES, Network
+from trainyard_trainer.ranks import over_ranks
 from trainyard_trainer.records import Object
 
 
@@ -67,7 +68,7 @@ class Detector:
         return Detector(network, labels, settings or LossSettings())
 
     def loss(self, batch: Batch) -> Loss:
-        """Loss of a batch; its sums are divided by what the batch's targets add up to."""
+        """Loss of a batch; its sums are divided by what the global batch's targets add up to."""
         return self._loss(self.network(batch.images), batch)
 
     def _loss(self, raw: tuple[Tensor, Tensor], batch: Batch) -> Loss:
@@ -77,7 +78,7 @@ class Detector:
         targets = assign(
             logits.detach().sigmoid(), predicted.detach(), points, strides, batch.boxes, batch.labels, batch.difficult
         )
-        total = targets.quality.sum().clamp(min=1.0)
+        total = over_ranks(targets.quality.sum()).clamp(min=1.0)
         cls = self._classification(logits, targets.scores, targets.ignored) / total
         overlap = complete_iou(predicted, targets.boxes)
         box = ((1 - overlap) * targets.quality).sum() / total

@@ -60,20 +60,32 @@ def write_onnx(detector: Detector, size: tuple[int, int], folder: Path, images: 
     graph = RawGraph(detector, size).eval()
     raw = folder / "model.onnx"
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
+        # By tracing: a second instead of half a minute of CPU (docs/decisions/0012-onnx-by-tracing.md).
+        torch.onnx.export(
             graph,
             (torch.zeros(2, 3, size[1], size[0]),),
-            dynamo=True,
+            str(raw),
+            dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
             output_names=["boxes", "scores"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            verbose=False,
+            dynamic_axes={name: {0: "batch"} for name in ("images", "boxes", "scores")},
         )
-    assert program is not None
-    program.save(str(raw), external_data=False)
-    onnx.save(with_suppression(onnx.load(str(raw))), str(folder / "model-nms.onnx"))
+    model = onnx.load(str(raw))
+    points, _ = anchor_points((size[1], size[0]), "cpu")
+    _set_shape(model.graph.output[1], ["batch", len(points), detector.labels])
+    onnx.save(model, str(raw))
+    onnx.save(with_suppression(model), str(folder / "model-nms.onnx"))
     return parity(graph, raw, images)
+
+
+def _set_shape(output: Any, shape: Sequence[int | str]) -> None:
+    """The tracer does not see that the number of labels is fixed."""
+    for dimension, value in zip(output.type.tensor_type.shape.dim, shape, strict=True):
+        if isinstance(value, str):
+            dimension.dim_param = value
+        else:
+            dimension.dim_value = value
 
 
 def parity(graph: nn.Module, path: Path, images: Tensor) -> tuple[float, float]:
@@ -138,6 +150,7 @@ def write_json(path: Path, value: Any) -> None:
 def onnx_description(size: tuple[int, int], resize: str, labels: Sequence[str]) -> dict[str, Any]:
     """What a program needs to know to feed the graphs and read their outputs; part of the manifest."""
     return {
+        "opset": OPSET,
         "input": {
             "name": "images", "layout": "NCHW", "width": size[0], "height": size[1], "resize": resize, "padValue": 114,
             "channelOrder": "RGB", "range": [0.0, 1.0],

@@ -1,0 +1,72 @@
+"""The ONNX graphs say what torch says, for any batch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from trainyard_trainer import export
+from trainyard_trainer.detector import Detector, select
+
+SIZE = (96, 64)
+LABELS = 3
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    """With scores and boxes all over, as after some training."""
+    torch.manual_seed(3)
+    made = Detector.build("yard-nano", LABELS)
+    for level in made.network.head.levels:
+        torch.nn.init.normal_(level.classify.weight, std=0.5)
+        torch.nn.init.constant_(level.classify.bias, -1.0)
+    made.network.eval()
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("onnx")
+    boxes, scores = export.write_onnx(detector, SIZE, made, torch.rand(3, 3, SIZE[1], SIZE[0]))
+    assert boxes < 1e-3
+    assert scores < 1e-5
+    return made
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_any_number_of_images_goes_in_and_every_shape_is_declared(images: int, folder: Path) -> None:
+    graph = session(folder / "model.onnx")
+    points = sum(SIZE[0] // stride * (SIZE[1] // stride) for stride in (8, 16, 32))
+    boxes, scores = graph.run(None, {"images": np.zeros((images, 3, SIZE[1], SIZE[0]), np.float32)})
+    assert np.shape(boxes) == (images, points, 4)
+    assert np.shape(scores) == (images, points, LABELS)
+    assert [output.shape for output in graph.get_outputs()] == [["batch", points, 4], ["batch", points, LABELS]]
+
+
+def test_the_graph_has_the_opset_that_the_manifest_names(folder: Path) -> None:
+    model = onnx.load(str(folder / "model.onnx"))
+    onnx.checker.check_model(model)
+    assert [entry.version for entry in model.opset_import] == [export.OPSET]
+    assert export.onnx_description(SIZE, "Letterbox", ["a", "b", "c"])["opset"] == export.OPSET
+
+
+def test_suppression_in_the_graph_keeps_what_the_trainer_keeps(detector: Detector, folder: Path) -> None:
+    images = torch.rand(2, 3, SIZE[1], SIZE[0], generator=torch.Generator().manual_seed(1))
+    (found,) = session(folder / "model-nms.onnx").run(None, {"images": images.numpy()})
+    found = np.asarray(found)
+    with torch.no_grad():
+        boxes, scores = export.RawGraph(detector, SIZE)(images)
+    expected = select(boxes, scores, score=export.NMS_SCORE, iou=export.NMS_IOU, most=export.NMS_BOXES, candidates=9999)
+    for image, count in enumerate(expected.counts):
+        own = found[found[:, 0] == image]
+        assert len(own) == count > 10
+        order = np.argsort(-own[:, 5], kind="stable")
+        np.testing.assert_allclose(own[order, 5], expected.scores[image, :count].numpy(), atol=1e-5)
+        np.testing.assert_allclose(own[order, 1:5], expected.boxes[image, :count].numpy(), atol=1e-2)
+        assert own[order, 6].tolist() == expected.labels[image, :count].tolist()

@@ -22,6 +22,9 @@ class Metrics:
         self.actions = Counter(
             "trainyard_actions", "What the operator did to the cluster", ["action"], registry=self.registry
         )
+        self.refusals = Counter(
+            "trainyard_refusals", "Actions that the cluster refused", ["action"], registry=self.registry
+        )
         self.queue_length = Gauge("trainyard_queue_length", "Keys that wait for a worker", registry=self.registry)
         self.queue_oldest = Gauge(
             "trainyard_queue_oldest_seconds", "How long the first of them has waited", registry=self.registry

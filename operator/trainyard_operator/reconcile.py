@@ -20,15 +20,19 @@ from trainyard_operator.cluster import (
     TRAINING_SERVICES,
     Cluster,
     ClusterError,
+    ForeignObjectError,
     Object,
+    RejectedError,
     Resource,
     StaleError,
     status_operations,
 )
 from trainyard_operator.decide import admission, lifecycle, parse, service
 from trainyard_operator.decide.model import (
+    Action,
     AttemptJob,
     AttemptPod,
+    CreateVersion,
     Defaults,
     EventView,
     JobSnapshot,
@@ -37,8 +41,11 @@ from trainyard_operator.decide.model import (
     NodeView,
     Note,
     QueuePlace,
+    Refusal,
     ServiceSnapshot,
+    name_of,
 )
+from trainyard_operator.decide.refusals import retry_time, tells, waits_for
 from trainyard_operator.events import Recorder
 from trainyard_operator.manifests import ManifestError
 from trainyard_operator.metrics import Metrics
@@ -78,6 +85,7 @@ class Reconciler:
         self._settings = settings
         self._actions = Actions(cluster, watch, settings, intake)
         self._reports_since = _now()
+        self._refusals: dict[Key, dict[tuple[str, str], Refusal]] = {}
         self._defaults = Defaults(
             service=({"secretNames": list(secrets)} if (secrets := settings.default_secret_names) else {})
             | settings.default_service,
@@ -105,6 +113,7 @@ class Reconciler:
     async def _reconcile_job(self, key: Key) -> float | None:
         entry = self._caches.jobs.entry((key.namespace, key.name))
         if entry is None:
+            self._refusals.pop(key, None)
             return None
         snapshot = await self._job_snapshot(entry.view)
         plan = lifecycle.decide_job(snapshot)
@@ -118,27 +127,43 @@ class Reconciler:
             if not await self._write(TRAINING_JOBS, key, tests, operations):
                 return STALE_SECONDS
         self._emit(TRAINING_JOBS, entry.view.metadata, plan.events)
-        if plan.actions:
-            await self._carry_out(entry.view, snapshot, plan.actions)
+        await self._carry_out(entry.view, snapshot, plan.actions)
         return _seconds_until(plan.look_again_at)
 
-    async def _carry_out(self, job: JobView, snapshot: JobSnapshot, actions: Sequence[Any]) -> None:
-        """The actions in order. What makes or changes something makes the next look follow at once."""
+    async def _carry_out(self, job: JobView, snapshot: JobSnapshot, actions: Sequence[Action]) -> None:
+        """The actions in order. What makes or changes something makes the next look follow at once, and so does a refusal, which
+        that look puts into the status."""
         key = Key(Kind.JOB, job.metadata.namespace, job.metadata.name)
+        undone: list[Action] = []
         for action in actions:
+            if waits_for(action, undone):
+                continue
             self._metrics.actions.labels(type(action).__name__).inc()
             try:
                 changed = await self._actions.carry_out(job, snapshot.service, action)
             except (ClusterError, ManifestError) as error:
-                refused = (
-                    isinstance(error, ManifestError) or error.status in (403, 422) or error.reason == "ForeignObject"
-                )
-                if refused:
-                    # What a person has to see to; the next tries would only say it again, and count it.
-                    self._emit(TRAINING_JOBS, job.metadata, [Note("ActionRefused", str(error), warning=True)])
-                raise
+                if not _is_refusal(action, error):
+                    raise
+                undone.append(action)
+                self._refused(key, job, action, error)
+                changed = True
+            else:
+                self._refusals.get(key, {}).pop((type(action).__name__, name_of(action)), None)
             if changed:
                 self._watch.queue.add(key)
+
+    def _refused(self, key: Key, job: JobView, action: Action, error: ClusterError | ManifestError) -> None:
+        """Remember it for the next look; where the job's own words are final, an Event alone tells."""
+        name = (type(action).__name__, name_of(action))
+        held = self._refusals.setdefault(key, {})
+        tries = held[name].tries + 1 if name in held else 1
+        status, reason = (error.status, error.reason) if isinstance(error, ClusterError) else (0, "")
+        now = datetime.now(UTC)
+        held[name] = Refusal(*name, str(error), retry_time(now, tries), status, reason, tries)
+        self._metrics.refusals.labels(name[0]).inc()
+        logger.info("%s: %s was refused (%d times): %s", key, name[0], tries, error)
+        if not tells(job.status.state, action):
+            self._emit(TRAINING_JOBS, job.metadata, [Note("ActionRefused", str(error), warning=True)])
 
     async def _job_snapshot(self, job: JobView) -> JobSnapshot:
         namespace, name = job.metadata.namespace, job.metadata.name
@@ -178,6 +203,7 @@ class Reconciler:
             nodes=self._nodes(),
             versions=caches.versions.by("namespace", namespace),
             start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
+            refusals=tuple(self._refusals.get(Key(Kind.JOB, namespace, name), {}).values()),
             reports_since=self._reports_since,
             defaults=self._defaults,
         )
@@ -305,6 +331,15 @@ def job_fields(raw: Object, new: Object) -> list[str]:
     else:
         summary = [f"summary/{name}" for name in SUMMARY if not (turn and name in REPORTED_SUMMARY)]
     return [*sorted(fields), *summary]
+
+
+def _is_refusal(action: Action, error: ClusterError | ManifestError) -> bool:
+    """Whether a person, or time, has to change something before the action can succeed; else it is a race or a moment's trouble."""
+    if isinstance(error, ManifestError | RejectedError):
+        return True
+    if isinstance(error, ForeignObjectError):
+        return not isinstance(action, CreateVersion)  # there the next number is taken
+    return "failed calling webhook" in str(error)
 
 
 def _running(pod: AttemptPod) -> bool:

@@ -14,22 +14,30 @@ from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerVie
 MAX_DETAIL = 700
 BLOCKED_REASONS = frozenset(
     {
+        "AdmissionDenied",
         "ConfigMissing",
         "CrashLoop",
         "FailedCreate",
+        "Forbidden",
         "ImagePull",
+        "Invalid",
+        "NameTaken",
+        "NamespaceTerminating",
         "Network",
+        "NotAllowed",
         "PodSecurity",
         "PriorityClassMissing",
         "Quota",
+        "RightMissing",
         "SecretMissing",
         "ServiceAccountMissing",
         "StartFailed",
         "Unschedulable",
         "Volume",
+        "WebhookUnavailable",
     }
 )
-"""Reasons of a diagnosis that somebody has to mend."""
+"""Reasons of a diagnosis, `refusals` included, that somebody has to mend."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from trainyard_operator.decide.model import (
     WriteVersionStatus,
 )
 from trainyard_operator.decide.queued import queue_up
+from trainyard_operator.decide.refusals import with_refusals
 from trainyard_operator.decide.settle import finished, settle, stop_state
 from trainyard_operator.decide.versions import orphaned, present_version, version_actions
 from trainyard_operator.decide.warnings import job_warnings
@@ -67,6 +68,8 @@ def decide_job(snapshot: JobSnapshot) -> JobPlan:
     draft = draft.set(warnings=job_warnings(case, draft.status))
     draft = clean_up(case, draft)
     draft = draft.act(*version_actions(case, draft.status))
+    ordered = sorted(draft.actions, key=lambda action: ORDER.index(type(action)))
+    draft, actions = with_refusals(case, draft, ordered)
     status = render_job(
         snapshot.job.status,
         draft.status,
@@ -74,7 +77,6 @@ def decide_job(snapshot: JobSnapshot) -> JobPlan:
         case.execution.max_attempts,
         case.now,
     )
-    actions = tuple(sorted(draft.actions, key=lambda action: ORDER.index(type(action))))
     return JobPlan(status, actions, _events(snapshot.job.status, status), min(draft.looks, default=None))
 
 

@@ -231,6 +231,28 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An action that was refused: by the API server, by admission, or by the limits of this installation.
+
+    Kept in memory only: an operator that starts anew is refused again, and knows it as soon.
+    """
+
+    action: str
+    """Name of the action's class."""
+    name: str
+    """Name of the object that it is about."""
+    message: str
+    """The sentence of who refused."""
+    retry_at: datetime
+    """Not tried again before; whole seconds."""
+    status: int = 0
+    """HTTP status; 0: this operator itself would not."""
+    reason: str = ""
+    """The API server's word for it."""
+    tries: int = 1
+
+
+@dataclass(frozen=True)
 class QueuePlace:
     """How a service's queue looks from one of its waiting jobs; made by `admission.queue_place`."""
 
@@ -264,6 +286,8 @@ class JobSnapshot:
     """Every ModelVersion of the namespace."""
     start_job: JobView | None = None
     """The job that `startFrom.job` names, if it exists."""
+    refusals: tuple[Refusal, ...] = ()
+    """What the API server did not let this operator do for the job, as it last said."""
     reports_since: datetime | None = None
     """Since when this operator takes reports: nobody is blamed for silence before that."""
     defaults: Defaults = field(default_factory=Defaults)
@@ -365,6 +389,17 @@ Action = (
     | DeleteJob
     | DeleteTrainingJob
 )
+
+
+def name_of(action: Action) -> str:
+    """Name of the object that an action is about."""
+    match action:
+        case CreateJob():
+            return action.attempt.job_name
+        case LowerDeadline() | DeletePod():
+            return action.pod
+        case _:
+            return action.name
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from trainyard_operator.decide.model import (
     Note,
     ObjectCondition,
     QueuePlace,
+    Refusal,
     ServiceSnapshot,
     ServiceView,
     Terminated,
@@ -72,6 +73,7 @@ class World:
     events: list[EventView] = field(default_factory=list)
     notes: list[tuple[str, Note]] = field(default_factory=list)
     created: list[CreateJob] = field(default_factory=list)
+    refusals: tuple[Refusal, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
     uids: int = 0
 
@@ -119,6 +121,7 @@ class World:
             nodes=self.nodes,
             versions=tuple(self.versions.values()),
             start_job=self.jobs.get(job.spec.start_from.job or ""),
+            refusals=self.refusals,
             defaults=self.defaults,
         )
 

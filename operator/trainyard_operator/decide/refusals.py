@@ -1,0 +1,171 @@
+"""What the cluster does not let the operator do: said in the job's status at once, and tried again less and less often.
+
+Nothing tells the operator when the cause is gone (a quota raised, a webhook mended), so it asks again: after 1, 2, 4 … seconds,
+at most every 30.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from math import ceil
+
+from trainyard_api.trainingjob import JobState
+
+from trainyard_operator.decide.admission import WAITING
+from trainyard_operator.decide.case import Case, Draft
+from trainyard_operator.decide.diagnosis import MAX_DETAIL, Diagnosis, Subject
+from trainyard_operator.decide.model import (
+    Action,
+    CreateJob,
+    CreateService,
+    CreateVersion,
+    DeleteTrainingJob,
+    Refusal,
+    name_of,
+)
+from trainyard_operator.status import AS_ASKED, TERMINAL
+
+LONGEST_WAIT_SECONDS = 30
+MAKES = (CreateService, CreateVersion, CreateJob)
+
+KINDS: dict[str, tuple[str, str]] = {
+    "CreateJob": ("create Job", "jobs.batch"),
+    "CreateVersion": ("create ModelVersion", "modelversions.trainyard.dev"),
+    "CreateService": ("create TrainingService", "trainingservices.trainyard.dev"),
+    "WriteVersionStatus": ("write the status of ModelVersion", "modelversions.trainyard.dev"),
+    "LowerDeadline": ("set the deadline of Pod", "pods"),
+    "DeletePod": ("delete Pod", "pods"),
+    "DeleteJob": ("delete Job", "jobs.batch"),
+    "DeleteTrainingJob": ("delete TrainingJob", "trainingjobs.trainyard.dev"),
+}
+"""Action → what is done, and the resource as RBAC and quotas name it."""
+
+
+def retry_time(now: datetime, tries: int) -> datetime:
+    """When to try again after the `tries`-th refusal: a whole second, as the clock of decisions has no finer ones."""
+    wait = min(2 ** min(tries - 1, 16), LONGEST_WAIT_SECONDS)
+    due = (now + timedelta(seconds=wait)).timestamp()
+    return datetime.fromtimestamp(ceil(due), now.tzinfo)
+
+
+def with_refusals(case: Case, draft: Draft, actions: Sequence[Action]) -> tuple[Draft, tuple[Action, ...]]:
+    """The draft that says what was refused, and the actions, in order, without those whose time has not come again.
+
+    What is made depends on what is made before it (the Job on its version), and the job itself goes last of all; everything
+    else is done whatever was refused. A final state keeps its own words.
+    """
+    held: list[Action] = []
+    kept: list[Action] = []
+    said = False
+    for action in actions:
+        refusal = refusal_of(case, action)
+        if refusal is not None and not said and tells(draft.status.state, action):
+            found = diagnose_refusal(refusal, Subject(case.namespace, case.service_name))
+            draft = draft.say(draft.status.state, found.reason, found.message)
+            said = True
+        if refusal is not None and refusal.retry_at > case.now:
+            held.append(action)
+            draft = draft.look_at(refusal.retry_at)
+        elif not waits_for(action, held):
+            kept.append(action)
+    return draft, tuple(kept)
+
+
+def refusal_of(case: Case, action: Action) -> Refusal | None:
+    wanted = (type(action).__name__, name_of(action))
+    return next((r for r in case.snapshot.refusals if (r.action, r.name) == wanted), None)
+
+
+def waits_for(action: Action, undone: Sequence[Action]) -> bool:
+    """Whether the action makes no sense before those that could not be done."""
+    if isinstance(action, DeleteTrainingJob):
+        return bool(undone)
+    return isinstance(action, MAKES) and any(isinstance(other, MAKES) for other in undone)
+
+
+def tells(state: JobState, action: Action) -> bool:
+    """Whether a refusal of the action becomes the job's reason: not over the last words of a job that has ended, and not while
+    it waits for something else than the action (clearing up, say), which must not keep it from its turn."""
+    if state in TERMINAL | AS_ASKED:
+        return False
+    return isinstance(action, MAKES) or state not in WAITING | {JobState.RERUN, JobState.CREATED}
+
+
+# --- what it means ----------------------------------------------------------------------------------------------------------
+
+
+def diagnose_refusal(refusal: Refusal, subject: Subject) -> Diagnosis:
+    """One word and one sentence for it, with the object to look at and what to do."""
+    doing, resource = KINDS[refusal.action]
+    what = f"The operator cannot {doing} {refusal.name}"
+    detail = _detail(refusal.message)
+    if refusal.status == 0:
+        return Diagnosis("NotAllowed", f"{what}: {detail}.")
+    if "exceeded quota" in detail:
+        return _quota(what, detail, refusal, subject)
+    if denied := re.search(r"admission webhook \"([^\"]+)\" denied the request:? ?(.*)", detail, re.DOTALL):
+        return Diagnosis(
+            "AdmissionDenied",
+            f"{what}: admission webhook {denied[1]} denies it: {denied[2] or 'no reason given'}. Change what it objects to in "
+            f"the job or in TrainingService {subject.service}, or ask who runs the webhook "
+            "(`kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`).",
+        )
+    if policy := re.search(r"ValidatingAdmissionPolicy '([^']+)'[^:]* denied request: (.*)", detail, re.DOTALL):
+        return Diagnosis(
+            "AdmissionDenied",
+            f"{what}: ValidatingAdmissionPolicy {policy[1]} denies it: {policy[2]}. Change what it objects to in the job or in "
+            f"TrainingService {subject.service}, or the policy (`kubectl describe validatingadmissionpolicy {policy[1]}`).",
+        )
+    if webhook := re.search(r'failed calling webhook "([^"]+)": (.*)', detail, re.DOTALL):
+        return Diagnosis(
+            "WebhookUnavailable",
+            f"{what}: admission webhook {webhook[1]} does not answer ({webhook[2]}). Mend the webhook or its Service, or remove "
+            "its configuration (`kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`).",
+        )
+    return _other(what, detail, resource, refusal, subject)
+
+
+def _quota(what: str, detail: str, refusal: Refusal, subject: Subject) -> Diagnosis:
+    quota = re.search(r"exceeded quota: ([^,\s]+), requested: (.*), used: (.*), limited: (.*)$", detail, re.DOTALL)
+    if quota is None:
+        return Diagnosis("Quota", f"{what}: {detail}. Raise the ResourceQuota of namespace {subject.namespace}.")
+    kept = ""
+    if refusal.action == "CreateJob":
+        kept = " Finished Jobs count too and are kept for their logs; deleting those of other jobs makes room at once."
+    return Diagnosis(
+        "Quota",
+        f"{what}: ResourceQuota {quota[1]} of namespace {subject.namespace} is used up (used {quota[3]} of {quota[4]}, wanted "
+        f"{quota[2]}). Raise it (`kubectl edit resourcequota {quota[1]} -n {subject.namespace}`), or wait for others to end.{kept}",
+    )
+
+
+def _other(what: str, detail: str, resource: str, refusal: Refusal, subject: Subject) -> Diagnosis:
+    if "is being terminated" in detail:
+        return Diagnosis(
+            "NamespaceTerminating",
+            f"{what}: namespace {subject.namespace} is being deleted, nothing new can start in it.",
+        )
+    if (" cannot " in detail and "User " in detail) or "cannot set blockOwnerDeletion" in detail:
+        return Diagnosis(
+            "RightMissing",
+            f"{what}: its service account lacks a right ({detail}). Install the chart as it is, with namespace "
+            f"{subject.namespace} in watchNamespaces if that is set; `kubectl auth can-i` checks it.",
+        )
+    if refusal.reason == "ForeignObject":
+        return Diagnosis(
+            "NameTaken", f"{what}: {detail}: kubectl delete {resource} {refusal.name} -n {subject.namespace}."
+        )
+    if refusal.status in (400, 413, 422):
+        return Diagnosis(
+            "Invalid",
+            f"{what}, the API server finds it invalid: {detail}. Mend the field that it names in the job's resources or in "
+            f"TrainingService {subject.service}.",
+        )
+    return Diagnosis("Forbidden", f"{what}: {detail}.")
+
+
+def _detail(message: str) -> str:
+    """The API server's sentence without the call and without the object's own name before it."""
+    text = re.sub(r"^[A-Z]+ /\S*: \d{3} ", "", message.strip())
+    text = re.sub(r"^[\w.]+ \"[^\"]*\" is (forbidden|invalid): ", "", text)
+    return text.rstrip(". ")[:MAX_DETAIL]

@@ -1,0 +1,184 @@
+"""What the real API server refuses to an operator shows in the job within seconds, and is taken up by itself when it may be."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from trainyard_api.run import Intake
+from trainyard_operator.cluster import JOBS, TRAINING_JOBS, Cluster, Object, Resource
+from trainyard_operator.events import Recorder
+from trainyard_operator.metrics import Metrics
+from trainyard_operator.queue import WorkQueue
+from trainyard_operator.reconcile import Reconciler
+from trainyard_operator.settings import Settings
+from trainyard_operator.watch import Key, Watch
+
+from tests.operator.harness import Yard
+
+QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
+POLICIES = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", namespaced=False
+)
+BINDINGS = Resource(POLICIES.group, "v1", "validatingadmissionpolicybindings", POLICIES.kind + "Binding", False)
+WEBHOOKS = Resource(
+    POLICIES.group, "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", namespaced=False
+)
+
+
+async def deciding(api: Cluster, namespace: str, condition: Callable[[], Any], seconds: float = 40) -> float:
+    """An operator's loop over what it lists, until the condition holds; the seconds that it took."""
+    queue: WorkQueue[Key] = WorkQueue()
+    watch = Watch(queue, nodes=False)
+    watch.enabled = True
+    settings = Settings(default_shared_memory="8Mi", default_memory="64Mi", watch_nodes=False)
+    recorder = Recorder(api, "under-test")
+    reconciler = Reconciler(api, watch, recorder, Metrics(), settings, lambda: Intake(url="https://127.0.0.1:1/"))
+    tasks = [asyncio.create_task(queue.work(reconciler, 2)), asyncio.create_task(recorder.run())]
+    began = time.monotonic()
+    try:
+        while not await condition():
+            assert time.monotonic() - began < seconds, "the condition did not come true in time"
+            await watch.resync(api, (namespace,))
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return time.monotonic() - began
+
+
+def metadata(name: str, namespace: str | None = None) -> Object:
+    return {"name": name} | ({"namespace": namespace} if namespace else {})
+
+
+async def quota(api: Cluster, namespace: str) -> Callable[[], Any]:
+    """No batch/v1 Job in the namespace; what raises it."""
+    body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata("team", namespace)}
+    await api.create(QUOTAS, body | {"spec": {"hard": {"count/jobs.batch": "0"}}})
+    # Only once the quota controller has counted does the API server enforce it by number.
+    deadline = time.monotonic() + 30
+    while True:
+        if (await api.get(QUOTAS, namespace, "team")).get("status", {}).get("used"):
+            break
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    raised = [{"op": "replace", "path": "/spec/hard/count~1jobs.batch", "value": "5"}]
+    return lambda: api.patch(QUOTAS, namespace, "team", raised)
+
+
+async def policy(api: Cluster, namespace: str) -> Callable[[], Any]:
+    """A policy that lets no Job into the namespace; what removes it."""
+    name = f"none-{namespace}"
+    rules = [{"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}]
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    spec = {
+        "matchConstraints": {"resourceRules": rules},
+        "validations": [{"expression": "false", "message": "no Jobs here"}],
+    }
+    body = {"apiVersion": POLICIES.api_version, "kind": POLICIES.kind, "metadata": metadata(name), "spec": spec}
+    made = await api.create(POLICIES, body)
+    bound = {"policyName": name, "validationActions": ["Deny"], "matchResources": {"namespaceSelector": selector}}
+    binding = await api.create(BINDINGS, body | {"kind": BINDINGS.kind, "spec": bound})
+    await refused_by_server(api, namespace)
+
+    async def remove() -> None:
+        await api.delete(BINDINGS, None, name, uid=binding["metadata"]["uid"])
+        await api.delete(POLICIES, None, name, uid=made["metadata"]["uid"])
+
+    return remove
+
+
+async def webhook(api: Cluster, namespace: str) -> Callable[[], Any]:
+    """A webhook for Jobs of the namespace that nobody serves; what removes it."""
+    name = f"dead-{namespace}"
+    rules = [{"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}]
+    hook = {
+        "name": "dead.example.com",
+        "clientConfig": {"url": "https://127.0.0.1:1/review"},
+        "rules": rules,
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "failurePolicy": "Fail",
+    }
+    body = {"apiVersion": WEBHOOKS.api_version, "kind": WEBHOOKS.kind, "metadata": metadata(name), "webhooks": [hook]}
+    made = await api.create(WEBHOOKS, body)
+    await refused_by_server(api, namespace)
+    return lambda: api.delete(WEBHOOKS, None, name, uid=made["metadata"]["uid"])
+
+
+async def refused_by_server(api: Cluster, namespace: str) -> None:
+    """Wait until the API server has taken the new rule in: a Job is refused."""
+    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "local/shell"}]}
+    spec = {"suspend": True, "template": {"spec": pod}}
+    body = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata("probe", namespace), "spec": spec}
+    path = JOBS.path(namespace)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            await api.request("POST", path, query={"dryRun": "All"}, body=body)
+        except Exception:
+            return
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason", "words"),
+    [
+        (quota, "Quota", "ResourceQuota team of namespace"),
+        (policy, "AdmissionDenied", "denies it: no Jobs here"),
+        (webhook, "WebhookUnavailable", "admission webhook dead.example.com does not answer"),
+    ],
+)
+async def test_a_job_that_the_cluster_refuses_says_why_and_starts_by_itself_when_it_may(
+    api: Cluster, namespace: str, cause: Callable[[Cluster, str], Any], reason: str, words: str
+):
+    yard = Yard(api, namespace, None)
+    await yard.service("fake")
+    relieve = await cause(api, namespace)
+    try:
+        await yard.job("refused", {})
+
+        async def said() -> bool:
+            return (await yard.status("refused")).get("reason") == reason
+
+        seconds = await deciding(api, namespace, said)
+        status = await yard.status("refused")
+        assert (status["state"], len(status["attempts"])) == ("Preparing", 1)
+        assert words in status["message"]
+        assert seconds < 5
+        events = [event for event in await yard.events("refused") if event["reason"] == reason]
+        assert [event["type"] for event in events] == ["Warning"]
+        assert words in events[0]["message"]
+    finally:
+        await relieve()
+
+    async def made() -> bool:
+        return await api.find(JOBS, namespace, "refused-r0-a1") is not None
+
+    await deciding(api, namespace, made)
+    job = await api.get(TRAINING_JOBS, namespace, "refused")
+    assert len(job["status"]["attempts"]) == 1
+
+
+async def test_a_job_whose_name_is_taken_names_what_is_in_its_way(api: Cluster, namespace: str):
+    yard = Yard(api, namespace, None)
+    await yard.service("fake")
+    pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "local/shell"}]}
+    other = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata("taken-r0-a1", namespace)}
+    made = await api.create(JOBS, other | {"spec": {"suspend": True, "template": {"spec": pod}}})
+    await yard.job("taken", {})
+
+    async def said() -> bool:
+        return (await yard.status("taken")).get("reason") == "NameTaken"
+
+    async def adopted() -> bool:
+        return bool((await yard.status("taken"))["attempts"][0].get("jobUID"))
+
+    await deciding(api, namespace, said)
+    assert f"kubectl delete jobs.batch taken-r0-a1 -n {namespace}" in (await yard.status("taken"))["message"]
+    await api.delete(JOBS, namespace, "taken-r0-a1", uid=made["metadata"]["uid"])
+    await deciding(api, namespace, adopted)

@@ -114,6 +114,9 @@ class Reconciler:
         entry = self._caches.jobs.entry((key.namespace, key.name))
         if entry is None:
             self._refusals.pop(key, None)
+            # A version that was being made when its job went: whoever saw the deletion did not know it yet.
+            for version in self._caches.versions.names_by("job", (key.namespace, key.name)):
+                self._watch.queue.add(Key(Kind.VERSION, *version))
             return None
         snapshot = await self._job_snapshot(entry.view)
         plan = lifecycle.decide_job(snapshot)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from trainyard_api.run import Intake
-from trainyard_operator.cluster import JOBS, TRAINING_JOBS, Cluster, Object, Resource
+from trainyard_operator.cluster import JOBS, MODEL_VERSIONS, TRAINING_JOBS, Cluster, Object, Resource
 from trainyard_operator.events import Recorder
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.queue import WorkQueue
 from trainyard_operator.reconcile import Reconciler
 from trainyard_operator.settings import Settings
-from trainyard_operator.watch import Key, Watch
+from trainyard_operator.watch import Key, Kind, Watch
 
 from tests.operator.harness import Yard
 
@@ -182,3 +182,23 @@ async def test_a_job_whose_name_is_taken_names_what_is_in_its_way(api: Cluster, 
     assert f"kubectl delete jobs.batch taken-r0-a1 -n {namespace}" in (await yard.status("taken"))["message"]
     await api.delete(JOBS, namespace, "taken-r0-a1", uid=made["metadata"]["uid"])
     await deciding(api, namespace, adopted)
+
+
+async def test_a_version_made_while_its_job_was_deleted_is_not_forgotten(api: Cluster, namespace: str):
+    """The job's deletion is seen between the request that makes the version and its answer."""
+    queue: WorkQueue[Key] = WorkQueue()
+    watch = Watch(queue, nodes=False)
+    settings = Settings(watch_nodes=False)
+    reconciler = Reconciler(
+        api, watch, Recorder(api, "x"), Metrics(), settings, lambda: Intake(url="https://127.0.0.1:1/")
+    )
+    spec = {"model": "m", "version": 1, "jobName": "gone", "jobUID": "u", "run": 0, "architecture": "yard-nano"}
+    spec |= {"task": "Detection", "uri": "s3://vision/models/m/v1/"}
+    body = {"apiVersion": MODEL_VERSIONS.api_version, "kind": "ModelVersion", "metadata": metadata("m-v1", namespace)}
+    # Taken in as the answer to an own write is: nobody is woken.
+    watch.caches.versions.apply(await api.create(MODEL_VERSIONS, body | {"spec": spec}))
+    assert await reconciler(Key(Kind.JOB, namespace, "gone")) is None
+    key = await queue.get()
+    assert await reconciler(key) is None
+    status = (await api.get(MODEL_VERSIONS, namespace, "m-v1"))["status"]
+    assert (status["state"], status["reason"]) == ("Failed", "JobDeleted")

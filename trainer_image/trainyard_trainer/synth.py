@@ -8,19 +8,17 @@ from __future__ import annotations
 import colorsys
 import io
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from trainyard_trainer.errors import BadSpec
-from trainyard_trainer.records import Box
-from trainyard_trainer.store_file import whole_file
+from trainyard_trainer.records import Box, Object
+from trainyard_trainer.voc_write import zip_writer
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "ring", "hexagon")
 CHARACTERS = "ABCDEFGHJKLMNPRSTUVWXYZ23456789"
@@ -35,10 +33,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Picture:
-    """One generated image with its objects; boxes count from 0."""
+    """One generated image with its objects; boxes are whole pixels."""
 
     image: Image.Image
-    objects: tuple[tuple[str, Box], ...]
+    objects: tuple[Object, ...]
 
 
 def write_zip(
@@ -54,22 +52,13 @@ def write_zip(
 ) -> tuple[str, ...]:
     """Writes the zip and returns its labels. `size` is width and height; `objects` the fewest and most of an image."""
     names = label_names(kind, labels)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zip_writer(path) as writer:
         for index in range(images):
             picture = draw(np.random.default_rng([seed, index]), names, kind, size, objects)
-            stem = f"{kind.value}_{index:05d}"
             data = io.BytesIO()
             picture.image.save(data, "JPEG", quality=90)
-            _add(
-                archive,
-                f"Annotations/{stem}.xml",
-                annotation(f"{stem}.jpg", picture.image.size, picture.objects).encode(),
-            )
-            _add(archive, f"JPEGImages/{stem}.jpg", data.getvalue())
+            writer.add(f"{kind.value}_{index:05d}", ".jpg", data.getvalue(), picture.image.size, picture.objects)
             progress(index + 1, images)
-    with whole_file(path, buffer.tell()) as file:
-        file.write(buffer.getbuffer())
     return names
 
 
@@ -91,9 +80,9 @@ def draw(
     """One picture; objects hardly overlap."""
     image = _ground(random, size)
     pen = ImageDraw.Draw(image)
-    placed: list[tuple[str, Box]] = []
+    placed: list[Object] = []
     for _ in range(int(random.integers(objects[0], objects[1] + 1))):
-        place = _free_place(random, size, [box for _, box in placed])
+        place = _free_place(random, size, [item.box for item in placed])
         if place is None:
             continue
         number = int(random.integers(len(labels)))
@@ -102,41 +91,9 @@ def draw(
             box = _shape(pen, labels[number], place, float(random.uniform(-0.3, 0.3)), colour)
         else:
             box = _character(pen, labels[number], place, colour)
-        placed.append((labels[number], box))
+        x1, y1, x2, y2 = box
+        placed.append(Object(labels[number], (round(x1), round(y1), round(x2), round(y2))))
     return Picture(image, tuple(placed))
-
-
-def annotation(filename: str, size: tuple[int, int], objects: Sequence[tuple[str, Box]]) -> str:
-    """A Pascal VOC annotation; boxes are rounded to whole pixels."""
-    lines = [
-        "<annotation>",
-        "  <folder>JPEGImages</folder>",
-        f"  <filename>{escape(filename)}</filename>",
-        f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
-        "  <segmented>0</segmented>",
-    ]
-    for label, (x1, y1, x2, y2) in objects:
-        lines += [
-            "  <object>",
-            f"    <name>{escape(label)}</name>",
-            "    <truncated>0</truncated>",
-            "    <difficult>0</difficult>",
-            "    <bndbox>",
-            f"      <xmin>{round(x1)}</xmin>",
-            f"      <ymin>{round(y1)}</ymin>",
-            f"      <xmax>{round(x2)}</xmax>",
-            f"      <ymax>{round(y2)}</ymax>",
-            "    </bndbox>",
-            "  </object>",
-        ]
-    return "\n".join([*lines, "</annotation>", ""])
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    """A member with a fixed date, so that the same data gives the same bytes."""
-    info = zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0))
-    info.compress_type = zipfile.ZIP_DEFLATED if name.endswith(".xml") else zipfile.ZIP_STORED
-    archive.writestr(info, data)
 
 
 def _ground(random: np.random.Generator, size: tuple[int, int]) -> Image.Image:

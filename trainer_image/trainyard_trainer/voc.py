@@ -96,13 +96,14 @@ def load(
     layouts = [voc_layout.find(source) for source in sources]
     reader.total = sum(len(layout.pairs) for layout in layouts)
     parsed = [reader.parse_all(index, layout) for index, layout in enumerate(layouts)]
-    first_pixel, note = voc_boxes.origin((a for found in parsed for a in found.values()), spec.limits.box_origin)
-    if note:
-        findings.append(note)
     stated = sum(len(annotation.objects) for found in parsed for annotation in found.values())
     annotated = sum(len(found) for found in parsed)
     for index, (layout, by_stem) in enumerate(zip(layouts, parsed, strict=True)):
+        # Each source by itself: one may count from 0 and another from 1.
+        first_pixel, note = voc_boxes.origin(by_stem.values(), spec.limits.box_origin)
         own, found = reader.records(index, layout, by_stem, first_pixel)
+        if note:
+            findings.append(replace(note, file=sources[index].uri) if len(sources) > 1 else note)
         tagged, more = voc_tags.apply(own, layout, sources[index], index) if task is Task.TAGGING else (own, [])
         records.extend(tagged)
         labels_of.append(frozenset(label for record in tagged for label in voc_tags.all_labels(record)))

@@ -17,13 +17,16 @@ ROUNDING = 1.0
 
 
 def origin(annotations: Iterable[Annotation], asked: BoxOrigin) -> tuple[int, Finding | None]:
-    """Number of the first pixel, 0 or 1, for the whole dataset: a 0 anywhere tells, else a box that begins at 1.
+    """Number of the first pixel, 0 or 1, for a whole source: what a file says, else a 0 anywhere tells, else a box that begins at 1.
 
     In a dataset that counts from 1, boxes at the left or upper border begin at 1; in one that counts from 0 they begin at 0.
     """
     if asked is not BoxOrigin.AUTO:
         return int(asked.value), None
     ones = 0
+    annotations = list(annotations)
+    if (stated := next((a.origin for a in annotations if a.origin is not None), None)) is not None:
+        return stated, None
     for annotation in annotations:
         for raw in annotation.objects:
             low = min(raw.box)

@@ -113,7 +113,7 @@ def _refuse_other_formats(source: Source, names: list[str], has_annotations: boo
         few = sum(other.endswith(".json") for other in lowered) <= 20
         if (few or "instances" in name.lower()) and is_coco(source.read(name)):
             raise BadData(
-                f"{source.uri} is a COCO dataset ({name}); convert it: trainyard dataset convert --from coco."
+                f"{source.uri} is a COCO dataset ({name}); convert it: trainyard dataset convert {source.uri} --to voc.zip."
             )
     if has_annotations:
         return
@@ -121,8 +121,16 @@ def _refuse_other_formats(source: Source, names: list[str], has_annotations: boo
     texts = sum(name.endswith(".txt") and "/labels/" in f"/{name}" for name in lowered)
     if texts and (has_names or texts > 1):
         raise BadData(
-            f"{source.uri} is a YOLO dataset ({texts} files in labels/); convert it: trainyard dataset convert --from yolo."
+            f"{source.uri} is a YOLO dataset ({texts} files in labels/); convert it:"
+            f" trainyard dataset convert {source.uri} --to voc.zip."
         )
+    for name in names:
+        if name.lower().endswith((".csv", ".tsv")):
+            first = source.read(name)[:200].decode("utf-8-sig", "replace").splitlines()[:1]
+            raise BadData(
+                f"{source.uri} is annotated in a CSV file ({name}, which begins with {' '.join(first)[:100]!r}). CSV is not read:"
+                f" export as Pascal VOC, or as COCO or YOLO, which trainyard dataset convert turns into Pascal VOC. {LAYOUT}."
+            )
 
 
 def _summary(names: list[str]) -> str:

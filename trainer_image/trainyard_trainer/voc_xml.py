@@ -33,7 +33,8 @@ class RawObject:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A file's content. `size` is the width and height that it claims; `filename` the image that it names."""
+    """A file's content. `size` is the width and height that it claims, `filename` the image that it names, `origin` the number of the
+    first pixel where the file says it (`<boxOrigin>`, which `voc_write` writes)."""
 
     file: str
     objects: tuple[RawObject, ...] = ()
@@ -41,6 +42,7 @@ class Annotation:
     size_line: int = 0
     filename: str = ""
     findings: tuple[Finding, ...] = ()
+    origin: int | None = None
 
 
 class Problem(Exception):
@@ -77,7 +79,9 @@ def parse(data: bytes, file: str) -> Annotation:
                 )
             )
     size, line = _size(root)
-    return Annotation(file, tuple(objects), size, line, (root.findtext("filename") or "").strip(), tuple(findings))
+    origin = {"0": 0, "1": 1}.get((root.findtext("boxOrigin") or "").strip())
+    name = (root.findtext("filename") or "").strip()
+    return Annotation(file, tuple(objects), size, line, name, tuple(findings), origin)
 
 
 def error(problem: Problem, file: str) -> Finding:
@@ -148,7 +152,9 @@ def _root(data: bytes) -> etree._Element:
         line = problem.lineno or None
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
             raise Problem("DoctypeRefused", "has a DOCTYPE or entities; remove them", _line_of(data, b"<!")) from None
-        raise Problem("XMLInvalid", f"is no valid XML: {str(problem.msg or problem).rstrip('.')}", line) from None
+        # The parser repeats the place that is said in front.
+        text = re.sub(r", line \d+, column \d+$", "", str(problem.msg or problem).rstrip("."))
+        raise Problem("XMLInvalid", f"is no valid XML: {text}", line) from None
     if root.getroottree().docinfo.doctype or root.getroottree().docinfo.internalDTD is not None:
         raise Problem("DoctypeRefused", "has a DOCTYPE; remove it", _line_of(data, b"<!DOCTYPE"))
     if root.tag != "annotation":

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainyard_api.report import ExitCode
 from trainyard_api.run import RunSpec
 from trainyard_trainer.checkpoint import sha256_of
@@ -61,6 +62,23 @@ def test_a_version_has_its_files_and_a_manifest_that_names_them(whole: Trainer) 
         assert local(spec.run_uri + name).stat().st_size > 0
     lines = [json.loads(line) for line in local(spec.run_uri + "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 13))
+
+
+def test_an_attempt_leaves_its_log_its_metrics_and_what_tensorboard_reads(whole: Trainer) -> None:
+    folder = local(whole.spec.attempt_uri)
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert log == whole.lines, "the log is what stdout said"
+    assert log[-1]["event"] == "result"
+    reader = EventAccumulator(str(folder)).Reload()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    losses = reader.Scalars("training/loss")
+    assert [event.step for event in losses] == list(range(1, 13))
+    assert [event.value for event in losses] == pytest.approx([line["loss"] for line in steps])
+    assert [event.wall_time for event in losses] == pytest.approx([line["time"] for line in steps])
+    tags = set(reader.Tags()["scalars"])
+    assert {"training/box", "training/cls", "training/dfl", "training/learningRate", "validation/mAP50"} <= tags
+    assert [event.step for event in reader.Scalars("validation/mAP50_95")] == [5, 10, 12]
 
 
 def test_the_termination_message_is_the_completion_record(whole: Trainer) -> None:

@@ -22,9 +22,12 @@ from pydantic import ValidationError
 from trainyard_api.report import ExitCode, Result
 from trainyard_api.run import RunSpec
 
+from trainyard_trainer import history
 from trainyard_trainer.attempt import failed, new_folder, run_attempt
 from trainyard_trainer.errors import BadSpec, DiskFull, Interrupted, TrainerError
+from trainyard_trainer.mirror import LOG, Mirror
 from trainyard_trainer.report import Reporter, write_termination_message
+from trainyard_trainer.store import Storage
 
 DEFAULT_SPEC = "/etc/trainyard/run.json"
 
@@ -90,7 +93,8 @@ def run(spec: RunSpec, stop: StopFlag, started: float | None = None) -> Result:
     """One attempt to its end, told everywhere; every failure becomes a Result. `started`: on `time.monotonic`'s scale."""
     started = process_start() if started is None else started
     folder = new_folder(spec)
-    reporter = Reporter(spec, folder / "metrics.jsonl")
+    reporter = Reporter(spec, folder / history.FILE, log_path=folder / LOG)
+    mirror = Mirror(Storage.open(spec.secrets_path, "output"), spec.attempt_uri, folder, reporter)
     try:
         result = run_attempt(spec, stop, started, reporter, folder)
     except TrainerError as error:
@@ -98,10 +102,9 @@ def run(spec: RunSpec, stop: StopFlag, started: float | None = None) -> Result:
     except Exception as error:
         result = failed(_as_trainer_error(error, stop), reporter.known)
         if result.exit_code == ExitCode.ERROR:
-            traceback.print_exc()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    reporter.close(result)
+            reporter.traceback(traceback.format_exc())
+    reporter.close(result, last=mirror.close)
+    shutil.rmtree(folder, ignore_errors=True)
     return result
 
 

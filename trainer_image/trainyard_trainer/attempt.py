@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from trainyard_trainer.start import Parent
     from trainyard_trainer.work import Ending
 
-SECONDS_BETWEEN_MIRRORS = 25.0
 LEAST_TO_PUBLISH = 30.0
 """Seconds that publishing needs; a shorter drain makes the training end earlier."""
 
@@ -167,12 +165,8 @@ def _train_and_publish(
 
     spec, reporter = attempt.spec, attempt.reporter
     loop = build_loop(attempt, output, size, parent, prepared)
-    with _Mirror(output, attempt):
-        reporter.phase(Phase.TRAINING)
-        if spec.finish:
-            ending = _finish_only(loop)
-        else:
-            ending = loop.run()
+    reporter.phase(Phase.TRAINING)
+    ending = _finish_only(loop) if spec.finish else loop.run()
     if ending.outcome is None:
         saved = loop.work.checkpoints.saved
         reporter.progress(
@@ -244,39 +238,6 @@ def _warn_at_end(reporter: Reporter, loop: Loop) -> None:
         reporter.warn(
             "Stagnant", f"nothing got better after step {loop.best.step} of {loop.state.step}; fewer epochs would do."
         )
-
-
-class _Mirror:
-    """Copies `metrics.jsonl` to the attempt's folder every 25 s and at the end; a copy that fails is made the next time."""
-
-    def __init__(self, storage: Storage, attempt: Attempt) -> None:
-        self._storage = storage.with_patience(10.0)
-        self._attempt = attempt
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join(15.0)
-
-    def _run(self) -> None:
-        path = self._attempt.folder / "metrics.jsonl"
-        sent = 0
-        while True:
-            over = self._done.wait(SECONDS_BETWEEN_MIRRORS)
-            self._attempt.reporter.flush()
-            size = path.stat().st_size if path.exists() else 0
-            if size != sent:
-                try:
-                    self._storage.put_bytes(f"{self._attempt.spec.attempt_uri}metrics.jsonl", path.read_bytes())
-                    sent = size
-                except TrainerError as error:
-                    self._attempt.reporter.line("mirror", message=str(error))
-            if over:
-                return
 
 
 def new_folder(spec: RunSpec) -> Path:

@@ -23,7 +23,7 @@ from trainyard_api.run import RunSpec
 from trainyard_api.status import Metrics
 from trainyard_api.storage import attempt_uri, manifest_uri, version_name
 
-from trainyard_trainer import export
+from trainyard_trainer import export, history
 from trainyard_trainer.checkpoint import sha256_of
 from trainyard_trainer.data import EvalBatches
 from trainyard_trainer.detector import Detector, parameter_count
@@ -267,13 +267,10 @@ def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> None:
     without_intake = spec.model_copy(update={"intake": None})
     storage.put_bytes(f"{run}spec.json", json.dumps(without_intake.to_dict(), ensure_ascii=False, indent=1).encode())
     p.reporter.flush()
-    lines = b"".join(
-        storage.get_bytes(uri)
-        for earlier in spec.resume_from
-        if earlier != spec.attempt_uri and storage.head(uri := f"{earlier}metrics.jsonl") is not None
-    )
-    own = p.folder.parent / "metrics.jsonl"
-    storage.put_bytes(f"{run}metrics.jsonl", lines + (own.read_bytes() if own.exists() else b""))
+    own = p.folder.parent / history.FILE
+    attempts = history.of_attempts(storage, [uri for uri in spec.resume_from if uri != spec.attempt_uri])
+    attempts.append(history.parse(own.read_bytes()) if own.exists() else [])
+    storage.put_bytes(f"{run}{history.FILE}", history.dumped(history.merged(attempts)))
 
 
 def _clear_older(storage: Storage, spec: RunSpec) -> None:

@@ -1,4 +1,5 @@
-"""One reporter for everything that is told outside: JSON lines on stdout, the intake, `metrics.jsonl`, the termination message.
+"""One reporter for everything that is told outside: JSON lines on stdout and in `log.jsonl`, the intake, `metrics.jsonl`, the
+termination message.
 
 Telling never holds the training up: a thread sends the newest snapshot, at most one a second; a phase change and the final
 report are sent even when they are not the newest. What cannot be delivered is dropped, the next one is complete again.
@@ -15,7 +16,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,16 @@ DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 class Reporter:
     """Holds the snapshot; every method may be called from the loop and returns at once, save `close`."""
 
-    def __init__(self, spec: RunSpec, metrics_path: Path | None = None, out: Any = None) -> None:
+    def __init__(
+        self, spec: RunSpec, metrics_path: Path | None = None, out: Any = None, log_path: Path | None = None
+    ) -> None:
         self._fields: dict[str, Any] = {
             "job": spec.job, "namespace": spec.namespace, "uid": spec.uid, "run": spec.run, "attempt": spec.attempt,
             "phase": Phase.STARTING,
         }  # fmt: skip
         self._out = out if out is not None else sys.stdout
         self._metrics = metrics_path.open("a", encoding="utf-8") if metrics_path else None
+        self._log = log_path.open("a", encoding="utf-8") if log_path else None
         self._warnings: dict[str, Warning_] = {}
         self._sequence = 0
         self._finish = threading.Event()
@@ -93,25 +98,33 @@ class Reporter:
         return tuple(self._warnings.values())
 
     def line(self, event: str, **fields: Any) -> None:
-        """One JSON line on stdout: what `kubectl logs` shows."""
-        told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-        told |= {key: value for key, value in fields.items() if value is not None}
+        """One JSON line on stdout and in the log: what `kubectl logs` shows."""
+        told = self._logged(event, fields)
         try:
-            print(json.dumps(told, ensure_ascii=False), file=self._out, flush=True)
+            print(told, file=self._out, flush=True)
         except (OSError, ValueError):
             self._out = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 the reader of the log is gone for good
+
+    def traceback(self, text: str) -> None:
+        """Where an error came from: as it is on stderr, as a line in the log."""
+        print(text, end="", file=sys.stderr, flush=True)
+        self._logged("traceback", {"message": text})
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """One line in `metrics.jsonl`: `kind` is `step` or `evaluation`."""
         if self._metrics is not None:
-            self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._metrics.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
 
     def flush(self) -> None:
-        if self._metrics is not None:
-            self._metrics.flush()
+        for file in (self._metrics, self._log):
+            if file is not None:
+                file.flush()
 
-    def close(self, result: Result, seconds: float = 30.0) -> None:
-        """The final report (delivered within `seconds`, if it can be), and the termination message."""
+    def close(self, result: Result, seconds: float = 30.0, last: Callable[[], None] = lambda: None) -> None:
+        """The termination message and the final report (delivered within `seconds`, if it can be).
+
+        `last` is called once the result was said and its report is on its way.
+        """
         write_termination_message(result)
         self._fields["result"] = result
         if result.manifest_uri is not None:
@@ -119,11 +132,23 @@ class Reporter:
         self.line("result", **result.to_dict())
         self._tell(must=True)
         self.flush()
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        last()
+        for file in (self._metrics, self._log):
+            if file is not None:
+                file.close()
+        self._metrics = self._log = None
         if self._sender is not None:
             self._sender.close(seconds)
+
+    def _logged(self, event: str, fields: Mapping[str, Any]) -> str:
+        """The line, which is in the log by then."""
+        told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
+        told |= {key: value for key, value in fields.items() if value is not None}
+        text = json.dumps(told, ensure_ascii=False)
+        if self._log is not None:
+            with suppress(OSError, ValueError):
+                self._log.write(text + "\n")
+        return text
 
     def _tell(self, *, must: bool) -> None:
         if self._sender is None:

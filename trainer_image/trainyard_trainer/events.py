@@ -18,15 +18,15 @@ NOT_SCALARS = ("kind", "step", "time")
 
 def header(time: float) -> bytes:
     """The record that an event file begins with."""
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] made at import
 
     return _record(Event(wall_time=time, file_version="brain.Event:2").SerializeToString())
 
 
 def records(lines: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
     """One record for each line of `metrics.jsonl`; numbers that are not finite and lines without a number are left out."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] made at import
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] made at import
 
     for line in lines:
         group = GROUPS.get(line["kind"])

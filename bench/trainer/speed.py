@@ -20,8 +20,9 @@ from trainyard_api.architectures import Task
 from trainyard_api.dataset import Dataset
 from trainyard_api.training import Augmentation, Training
 from trainyard_trainer.batch import Batch
+from trainyard_trainer.box_task import parameter_count
 from trainyard_trainer.data import TrainBatches
-from trainyard_trainer.detector import Detector, parameter_count
+from trainyard_trainer.detector import Detector
 from trainyard_trainer.device import cpu_has_bf16
 from trainyard_trainer.optimizer import Average, Optimizer
 from trainyard_trainer.prepare import prepare

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ class Architecture:
     """Training on a CPU would take days: refused instead of begun."""
     bf16_on_cpu: bool = False
     """Whether bf16 is faster than fp32 on a CPU that has it: true for plain convolutions, false for depthwise ones."""
+    module: str = "detector"
+    """The module of the trainer that builds it."""
     built: bool = False
     """Whether the trainer of this release brings it; one that is not yet built ends with `ExitCode.BAD_SPEC` and a sentence."""
     description: str = ""
@@ -46,11 +48,11 @@ class Architecture:
         return max(self.batch_gpu, gpus) if gpus else self.batch_cpu
 
 
-def _detector(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: bool) -> Architecture:
+def _detector(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: Any) -> Architecture:
     return Architecture(name, (Task.DETECTION,), size, cpu, gpu, rate, description=text, **rest)
 
 
-def _network(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: bool) -> Architecture:
+def _network(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: Any) -> Architecture:
     return Architecture(name, (Task.CLASSIFICATION, Task.TAGGING), size, cpu, gpu, rate, description=text, **rest)
 
 

@@ -10,8 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trainyard_api.training import Training
 from trainyard_trainer.assign import CANDIDATES, assign
 from trainyard_trainer.batch import Batch
+from trainyard_trainer.box_task import LossSettings, parameter_count, select
 from trainyard_trainer.boxes import complete_iou, pairwise_iou, suppress
-from trainyard_trainer.detector import Detector, LossSettings, anchor_points, decode, parameter_count, select
+from trainyard_trainer.detector import Detector, anchor_points, decode
 from trainyard_trainer.network import DISTANCE_BINS, SHAPES, STRIDES, Network
 from trainyard_trainer.optimizer import Average, Optimizer
 
@@ -233,7 +234,7 @@ def test_a_step_on_a_gpu_has_no_sync() -> None:
 
 def test_our_detector_imports_no_torchvision_and_no_compiler() -> None:
     code = (
-        "import sys, trainyard_trainer.loop, trainyard_trainer.publish;"
+        "import sys, trainyard_trainer.assemble, trainyard_trainer.detector, trainyard_trainer.publish;"
         "bad = [m for m in ('torchvision', 'torch._dynamo', 'onnx', 'matplotlib', 'sympy') if m in sys.modules];"
         "assert not bad, bad"
     )

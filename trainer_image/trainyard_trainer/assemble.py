@@ -13,14 +13,13 @@ from trainyard_trainer import checkpoint, schedule
 from trainyard_trainer import device as devices
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.data import Ahead, EvalBatches, TrainBatches
-from trainyard_trainer.detector import Detector, loss_settings
 from trainyard_trainer.errors import NothingInTime
-from trainyard_trainer.evaluate import Evaluation, evaluate
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.prepare import Prepared
 from trainyard_trainer.records import Side
 from trainyard_trainer.start import Parent, load_start
 from trainyard_trainer.store import Storage
+from trainyard_trainer.task import Evaluation, Task, build_task
 from trainyard_trainer.work import Work
 
 if TYPE_CHECKING:
@@ -35,14 +34,16 @@ def build_loop(attempt: Attempt, output: Storage, size: Size, parent: Parent | N
     threads = devices.limit_threads()
     device = devices.choose_device(spec)
     autocast = devices.autocast_type(spec, device)
-    detector = _detector(attempt, prepared)
+    torch.manual_seed(spec.training.seed)
+    dataset = prepared.dataset
+    task = build_task(spec, dataset.labels, dataset.records, size)
     saved = checkpoint.newest(output, spec.resume_from) if spec.resume_from else None
     if saved is None:
         if spec.finish:
             raise NothingInTime("asked to publish, but no attempt of this run has a checkpoint; let it train first.")
-        load_start(spec, parent, detector, prepared.dataset.labels, output, attempt.folder, reporter)
-    detector.network.to(device)
-    work = _work(attempt, output, size, prepared, detector, device, autocast)
+        load_start(spec, parent, task, dataset.labels, output, attempt.folder, reporter)
+    task.network.to(device)
+    work = _work(attempt, output, size, prepared, task, device, autocast)
     loop = Loop(work)
     reporter.line(
         "training", architecture=spec.architecture, device=str(device), threads=threads,
@@ -60,19 +61,12 @@ def build_loop(attempt: Attempt, output: Storage, size: Size, parent: Parent | N
     return loop
 
 
-def _detector(attempt: Attempt, prepared: Prepared) -> Detector:
-    spec, labels = attempt.spec, prepared.dataset.labels
-    torch.manual_seed(spec.training.seed)
-    objects = [record.objects for record in prepared.dataset.records]
-    return Detector.build(spec.architecture, len(labels), loss_settings(spec.training, objects, labels))
-
-
 def _work(
     attempt: Attempt,
     output: Storage,
     size: Size,
     prepared: Prepared,
-    detector: Detector,
+    task: Task,
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> Work:
@@ -87,12 +81,8 @@ def _work(
     )  # fmt: skip
     validation = EvalBatches(prepared, Side.VALIDATION, size=size, batch_size=8, resize=resize)
 
-    def validate(current: Detector) -> Evaluation | None:
-        settings = spec.evaluation
-        return evaluate(
-            current, validation, records, labels, device=device, autocast=autocast,
-            iou=settings.iou_threshold_percent / 100, most=settings.max_detections, stop=attempt.stop,
-        )  # fmt: skip
+    def validate(current: Task) -> Evaluation | None:
+        return current.score(validation, records, labels, device=device, autocast=autocast, stop=attempt.stop)
 
     return Work(
         spec=spec,
@@ -104,7 +94,7 @@ def _work(
         # On a CPU the next batch would only take time from this step.
         batch=Ahead(_pinned(train.batch)).batch if device.type == "cuda" else train.batch,
         evaluate=validate,
-        detector=detector,
+        task=task,
         learning_rate=training.learning_rate or architecture.learning_rate,
         device=device,
         autocast=autocast,

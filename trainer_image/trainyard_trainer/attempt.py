@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard_api.architectures import ARCHITECTURES, Task
+from trainyard_api.architectures import ARCHITECTURES
 from trainyard_api.execution import OnTimeout
 from trainyard_api.report import Outcome, Phase, Result
 from trainyard_api.run import RunSpec
@@ -70,7 +71,7 @@ def run_attempt(spec: RunSpec, stop: StopFlag, started: float, reporter: Reporte
         told: Future[tuple[Result | None, Parent | None, Prepared | None]] = pool.submit(
             _before_torch, attempt, output, size
         )
-        _import_torch()
+        _import_torch(spec.architecture)
         before, parent, prepared = told.result()
     if before is not None:
         return before
@@ -87,7 +88,7 @@ def check_spec(spec: RunSpec) -> tuple[int, int]:
     if spec.architecture not in built:
         raise BadSpec(f"this image does not have the architecture {spec.architecture!r}; it has {', '.join(built)}.")
     architecture = built[spec.architecture]
-    if spec.task is not Task.DETECTION or spec.task not in architecture.tasks:
+    if spec.task not in architecture.tasks:
         raise BadSpec(f"{spec.architecture} cannot do {spec.task.value}; set task to {architecture.task.value}.")
     if spec.gpus > 1 or spec.nodes > 1:
         raise BadSpec(
@@ -150,11 +151,13 @@ def _amount(phase: Phase, done: int, total: int) -> str:
     return f"{done} of {total} images"
 
 
-def _import_torch() -> None:
+def _import_torch(architecture: str) -> None:
     """While the data is fetched: what the first step needs."""
     # OpenMP reads it when torch is loaded. Threads that spin while they wait made a step nine times slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import trainyard_trainer.loop  # noqa: F401
+    import trainyard_trainer.assemble  # noqa: F401
+
+    import_module(f"trainyard_trainer.{ARCHITECTURES[architecture].module}")
 
 
 def _train_and_publish(
@@ -183,7 +186,7 @@ def _train_and_publish(
     saved = loop.work.checkpoints.saved
     loop.work.checkpoints.wait()
     model = Model(
-        loop.work.detector,
+        loop.work.task,
         ending.best.step if ending.best else ending.step,
         ending.step,
         ending.steps,

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from trainyard_api.status import LabelMetrics, Scores
 
 from trainyard_trainer.batch import Batch
-from trainyard_trainer.detector import Detector
-from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores
+from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores, confusion_matrix
+from trainyard_trainer.picture import MOST_TILES, write_predictions
 from trainyard_trainer.records import Record, StopFlag
 
-LOWEST_SCORE = 0.001
-"""mAP looks at all detections, also those that nobody would show."""
+if TYPE_CHECKING:
+    from trainyard_trainer.box_task import BoxTask
+
 WORST_LABELS = 50
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class BoxEvaluation:
     """`found` and `truths` are per image, in the order of `records`."""
 
     boxes: BoxScores
@@ -28,6 +31,10 @@ class Evaluation:
     records: tuple[int, ...]
     truths: tuple[Truth, ...]
     found: tuple[Detections, ...]
+
+    @property
+    def threshold(self) -> float:
+        return self.boxes.threshold
 
     def value(self, metric: str) -> float:
         """`mAP50_95` or `mAP50`; 0 when no label has an object."""
@@ -44,6 +51,50 @@ class Evaluation:
             recall=_finite(b.recall),
             step=step,
             per_class=self._worst(labels) if per_class else None,
+        )
+
+    def numbers(self) -> dict[str, float | None]:
+        b = self.boxes
+        return {"mAP50": b.map50, "mAP50_95": b.map50_95, "precision": b.precision, "recall": b.recall}
+
+    def details(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Scores, the threshold of the best F1, every label, the confusion matrix."""
+        b = self.boxes
+        per_label = [
+            {"label": label, "objects": int(b.objects[i]), "mAP50": _finite(b.average_precision[i, 0]),
+             "mAP50_95": _finite(b.average_precision[i].mean()), "precision": _finite(b.label_precision[i]),
+             "recall": _finite(b.label_recall[i])}
+            for i, label in enumerate(labels)
+        ]  # fmt: skip
+        return {
+            "images": len(self.records), "mAP50": b.map50, "mAP50_95": b.map50_95, "precision": b.precision,
+            "recall": b.recall, "threshold": b.threshold, "loss": _finite(self.loss), "labels": per_label,
+            "confusion": confusion_matrix(self.truths, self.found, len(labels), b.threshold).tolist(),
+        }  # fmt: skip
+
+    def joined(self, other: BoxEvaluation) -> BoxEvaluation:
+        truths, found = self.truths + other.truths, self.found + other.found
+        boxes = box_scores(truths, found, len(self.boxes.objects), self.boxes.threshold)
+        loss = (self.loss * len(self.truths) + other.loss * len(other.truths)) / len(truths)
+        return BoxEvaluation(boxes, loss, self.records + other.records, truths, found)
+
+    def draw(
+        self,
+        path: Path,
+        pixels: Callable[[int], np.ndarray],
+        records: Sequence[Record],
+        labels: Sequence[str],
+        threshold: float,
+    ) -> None:
+        chosen = range(min(MOST_TILES, len(self.records)))
+        write_predictions(
+            path,
+            [pixels(self.records[i]) for i in chosen],
+            [(records[self.records[i]].width, records[self.records[i]].height) for i in chosen],
+            [self.truths[i] for i in chosen],
+            [self.found[i] for i in chosen],
+            labels,
+            threshold,
         )
 
     def _worst(self, labels: Sequence[str]) -> tuple[LabelMetrics, ...]:
@@ -68,18 +119,16 @@ class Evaluation:
 
 
 def evaluate(
-    detector: Detector,
+    task: BoxTask,
     batches: Iterable[Batch],
     records: Sequence[Record],
     labels: Sequence[str],
     *,
     device: torch.device,
     autocast: torch.dtype | None = None,
-    iou: float = 0.6,
-    most: int = 100,
     threshold: float | None = None,
     stop: StopFlag,
-) -> Evaluation | None:
+) -> BoxEvaluation | None:
     """Scores over all batches, or None when asked to stop, which is looked at before every batch.
 
     `autocast` is the precision of the network (None: FP32). `threshold`: confidence for precision and recall, found by the best
@@ -90,15 +139,15 @@ def evaluate(
     found: list[Detections] = []
     seen: list[int] = []
     losses = 0.0
-    was_training = detector.network.training
-    detector.network.eval()
+    was_training = task.network.training
+    task.network.eval()
     try:
         for batch in batches:
             if stop():
                 return None
             moved = batch.to(device)
             with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-                loss, predictions = detector.score(moved, score=LOWEST_SCORE, iou=iou, most=most)
+                loss, predictions = task.loss_and_predictions(moved)
             losses += float(loss.total) * len(batch)
             for image, record in enumerate(batch.records):
                 n = predictions.counts[image]
@@ -112,9 +161,9 @@ def evaluate(
                 )
                 seen.append(record)
     finally:
-        detector.network.train(was_training)
+        task.network.train(was_training)
     scores = box_scores(truths, found, len(labels), threshold)
-    return Evaluation(scores, losses / max(1, len(seen)), tuple(seen), tuple(truths), tuple(found))
+    return BoxEvaluation(scores, losses / max(1, len(seen)), tuple(seen), tuple(truths), tuple(found))
 
 
 def truth_of(record: Record, index: dict[str, int]) -> Truth:

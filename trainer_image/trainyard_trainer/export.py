@@ -14,69 +14,57 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainyard_trainer.detector import Detector, anchor_points, decode
+from trainyard_trainer.task import Task
 
 OPSET = 20
-BOX_TOLERANCE = 0.05
-"""Pixels that a box of the ONNX graph may be off."""
-SCORE_TOLERANCE = 1e-3
+TOLERANCE = {"boxes": 0.05, "scores": 1e-3}
+"""By how much an output of the ONNX graph may be off: boxes in pixels."""
 NMS_SCORE = 0.05
 NMS_IOU = 0.6
 NMS_BOXES = 300
 
 
-class RawGraph(nn.Module):
-    """What `model.onnx` computes: images `[batch, 3, height, width]` in 0..1 to boxes `[batch, points, 4]`, xyxy in pixels of the
-    input, and scores `[batch, points, labels]` in 0..1."""
-
-    def __init__(self, detector: Detector, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.network = detector.network
-        points, strides = anchor_points((size[1], size[0]), "cpu")
-        self.register_buffer("points", points)
-        self.register_buffer("strides", strides)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, distances = self.network(images)
-        assert isinstance(self.points, Tensor)
-        assert isinstance(self.strides, Tensor)
-        return decode(distances, self.points, self.strides), logits.sigmoid()
-
-
-def write_weights(detector: Detector, path: Path, metadata: dict[str, str]) -> None:
+def write_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """`model.safetensors`: the network's state, with labels and architecture in the header."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in detector.network.state_dict().items()}, path, metadata)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
 
 
-def write_onnx(detector: Detector, size: tuple[int, int], folder: Path, images: Tensor) -> tuple[float, float]:
-    """`model.onnx` (raw) and `model-nms.onnx`. Returns the largest difference to torch on `images`: boxes in pixels, scores.
+def write_onnx(task: Task, size: tuple[int, int], folder: Path, images: Tensor) -> dict[str, float]:
+    """`model.onnx` (raw) and, for a detector, `model-nms.onnx`. Returns the largest difference to torch on `images` by output.
 
     Network and images on the CPU.
     """
     import onnx
 
-    graph = RawGraph(detector, size).eval()
+    graph = task.raw_graph(size).eval()
     raw = folder / "model.onnx"
+    example = torch.zeros(2, 3, size[1], size[0])
     with _quiet(), torch.no_grad():
         # By tracing: a second instead of half a minute of CPU (docs/decisions/0012-onnx-by-tracing.md).
         torch.onnx.export(
             graph,
-            (torch.zeros(2, 3, size[1], size[0]),),
+            (example,),
             str(raw),
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=["boxes", "scores"],
-            dynamic_axes={name: {0: "batch"} for name in ("images", "boxes", "scores")},
+            output_names=list(task.outputs),
+            dynamic_axes={name: {0: "batch"} for name in ("images", *task.outputs)},
         )
+        shapes = [output.shape for output in _tuple(graph(example))]
     model = onnx.load(str(raw))
-    points, _ = anchor_points((size[1], size[0]), "cpu")
-    _set_shape(model.graph.output[1], ["batch", len(points), detector.labels])
+    for output, shape in zip(model.graph.output, shapes, strict=True):
+        _set_shape(output, ["batch", *shape[1:]])
     onnx.save(model, str(raw))
-    onnx.save(with_suppression(model), str(folder / "model-nms.onnx"))
-    return parity(graph, raw, images)
+    if "boxes" in task.outputs:
+        onnx.save(with_suppression(model), str(folder / "model-nms.onnx"))
+    return parity(graph, raw, images, task.outputs)
+
+
+def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 def _set_shape(output: Any, shape: Sequence[int | str]) -> None:
@@ -88,20 +76,20 @@ def _set_shape(output: Any, shape: Sequence[int | str]) -> None:
             dimension.dim_value = value
 
 
-def parity(graph: nn.Module, path: Path, images: Tensor) -> tuple[float, float]:
-    """Largest differences between torch and onnxruntime: boxes in pixels, scores."""
+def parity(graph: nn.Module, path: Path, images: Tensor, outputs: Sequence[str]) -> dict[str, float]:
+    """Largest difference between torch and onnxruntime, by output."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    boxes, scores = session.run(None, {"images": images.contiguous().numpy()})
+    found = session.run(list(outputs), {"images": images.contiguous().numpy()})
     with torch.no_grad():
-        expected_boxes, expected_scores = graph(images)
-    return (
-        float(np.abs(boxes - expected_boxes.numpy()).max()),
-        float(np.abs(scores - expected_scores.numpy()).max()),
-    )
+        expected = _tuple(graph(images))
+    return {
+        name: float(np.abs(one - other.numpy()).max())
+        for name, one, other in zip(outputs, found, expected, strict=True)
+    }
 
 
 def with_suppression(model: Any) -> Any:
@@ -147,23 +135,28 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def onnx_description(size: tuple[int, int], resize: str, labels: Sequence[str]) -> dict[str, Any]:
+def onnx_description(
+    size: tuple[int, int], resize: str, labels: Sequence[str], outputs: Sequence[str]
+) -> dict[str, Any]:
     """What a program needs to know to feed the graphs and read their outputs; part of the manifest."""
-    return {
+    told: dict[str, Any] = {
         "opset": OPSET,
         "input": {
             "name": "images", "layout": "NCHW", "width": size[0], "height": size[1], "resize": resize, "padValue": 114,
             "channelOrder": "RGB", "range": [0.0, 1.0],
         },
-        "model.onnx": {
+        "model.onnx": {"outputs": {"scores": list(labels)}},
+    }  # fmt: skip
+    if "boxes" in outputs:
+        told["model.onnx"] = {
             "outputs": {"boxes": ["x1", "y1", "x2", "y2"], "scores": list(labels)},
             "unit": "pixels of the input",
-        },
-        "model-nms.onnx": {
+        }
+        told["model-nms.onnx"] = {
             "outputs": {"detections": ["image", "x1", "y1", "x2", "y2", "score", "label"]},
             "scoreThreshold": NMS_SCORE, "iouThreshold": NMS_IOU, "maxDetectionsPerLabel": NMS_BOXES,
-        },
-    }  # fmt: skip
+        }  # fmt: skip
+    return told
 
 
 @contextmanager

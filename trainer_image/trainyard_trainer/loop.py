@@ -19,9 +19,9 @@ from trainyard_api.training import EarlyStoppingMetric
 from trainyard_trainer import schedule
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.errors import GPUOutOfMemory, NothingInTime, TrainerError
-from trainyard_trainer.evaluate import Evaluation
 from trainyard_trainer.optimizer import Average, Optimizer
 from trainyard_trainer.state import Best, State, copied, pack, unpack
+from trainyard_trainer.task import Evaluation
 from trainyard_trainer.telling import Pace, metrics_of, progress_of
 from trainyard_trainer.work import Ending, Pending, Work
 
@@ -47,7 +47,7 @@ class Loop:
         self.state = State(steps=w.plan.steps)
         if w.autocast is torch.float16:
             self.state.loss_scale = 1024.0
-        self.network = w.detector.network
+        self.network = w.task.network
         self.optimizer = Optimizer(list(self.network.parameters()), training)
         self.average = Average(self.network)
         self.interval = schedule.evaluation_interval(training, w.images, w.plan.batch_size)
@@ -100,8 +100,8 @@ class Loop:
         w, state, training = self.work, self.state, self.work.spec.training
         batch = w.batch(state.step, state.steps)
         frozen = schedule.is_frozen(training, w.plan, state.step)
-        self.network.backbone.requires_grad_(not frozen)
-        self.network.backbone.train(not frozen)
+        w.task.backbone.requires_grad_(not frozen)
+        w.task.backbone.train(not frozen)
         rate = schedule.learning_rate(training, w.learning_rate * state.rate_factor, state.step, state.steps)
         loss, parts = self._forward_backward(batch)
         norm, fine = self.optimizer.step(rate, loss, state.loss_scale)
@@ -134,13 +134,13 @@ class Loop:
     def _parts(self, batch: Batch, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
         w = self.work
         total, sums = None, {}
-        objects = max(1, sum(batch.counts))
+        weight = max(1, w.task.weight(batch))
         micro_batches = batch.split(parts) if parts > 1 else [batch]
         for micro in micro_batches:
-            share = 1.0 if len(micro_batches) == 1 else max(sum(micro.counts), 0.01 * objects) / objects
+            share = 1.0 if len(micro_batches) == 1 else max(w.task.weight(micro), 0.01 * weight) / weight
             moved = micro.to(w.device)
             with torch.autocast(w.device.type, w.autocast or torch.bfloat16, enabled=w.autocast is not None):
-                loss = w.detector.loss(moved)
+                loss = w.task.loss(moved)
             (loss.total * (share * self.state.loss_scale)).backward()
             value = loss.total.detach() * share
             total = value if total is None else total + value
@@ -233,13 +233,7 @@ class Loop:
         state.evaluated = state.step
         state.history.append((state.step, state.smooth.get("loss", 0.0), shown.loss))
         self._latest = shown.scores(w.labels, state.step)
-        told = {
-            "step": state.step,
-            "validationLoss": shown.loss,
-            "mAP50": shown.boxes.map50,
-            "mAP50_95": shown.boxes.map50_95,
-        }
-        told |= {"precision": shown.boxes.precision, "recall": shown.boxes.recall}
+        told = {"step": state.step, "validationLoss": shown.loss, **shown.numbers()}
         w.reporter.record("evaluation", told)
         w.reporter.flush()
         w.reporter.line("evaluation", **told)
@@ -249,10 +243,10 @@ class Loop:
 
     def _score(self, averaged: bool) -> Evaluation | None:
         if not averaged:
-            return self.work.evaluate(self.work.detector)
+            return self.work.evaluate(self.work.task)
         self.average.swap()
         try:
-            return self.work.evaluate(self.work.detector)
+            return self.work.evaluate(self.work.task)
         finally:
             self.average.swap()
 
@@ -264,7 +258,7 @@ class Loop:
         if averaged:
             weights |= copied(self.average.state_dict())
         scores = evaluation.scores(self.work.labels, self.state.step, per_class=False).to_dict()
-        self.best = Best(weights, value, self.state.step, averaged, scores, evaluation.boxes.threshold)
+        self.best = Best(weights, value, self.state.step, averaged, scores, evaluation.threshold)
 
     def _watch_gain(self, evaluation: Evaluation, metric: str) -> None:
         """Early stopping: how long ago it got better."""

@@ -24,16 +24,14 @@ from trainyard_api.status import Metrics
 from trainyard_api.storage import attempt_uri, manifest_uri, version_name
 
 from trainyard_trainer import export, history
+from trainyard_trainer.box_task import parameter_count
 from trainyard_trainer.checkpoint import sha256_of
 from trainyard_trainer.data import EvalBatches
-from trainyard_trainer.detector import Detector, parameter_count
-from trainyard_trainer.evaluate import Evaluation, evaluate
-from trainyard_trainer.metrics import box_scores, confusion_matrix
-from trainyard_trainer.picture import MOST_TILES, write_predictions
 from trainyard_trainer.prepare import Prepared
 from trainyard_trainer.records import Side, never
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
+from trainyard_trainer.task import Evaluation, Task
 from trainyard_trainer.versions import published_before, result_of
 
 LEAST_PATIENCE = 30.0
@@ -42,9 +40,9 @@ SPARE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Model:
-    """What is published: a detector with its best weights, those after `best_step` of the `step` steps that were taken."""
+    """What is published: a network with its best weights, those after `best_step` of the `step` steps that were taken."""
 
-    detector: Detector
+    task: Task
     best_step: int
     step: int
     steps: int
@@ -74,7 +72,7 @@ def publish(model: Model, p: Publishing) -> Result:
     p.folder.mkdir(parents=True, exist_ok=True)
     p.reporter.phase(Phase.EVALUATING, "scoring the best model")
     validation = _evaluate(model, p, Side.VALIDATION, None)
-    test = _evaluate(model, p, Side.TEST, validation.boxes.threshold if validation else None)
+    test = _evaluate(model, p, Side.TEST, validation.threshold if validation else None)
     p.reporter.phase(Phase.EXPORTING)
     names = _write_files(model, p, validation, test)
     manifest = _manifest(model, p, names, validation, test)
@@ -107,41 +105,32 @@ def _evaluate(model: Model, p: Publishing, side: Side, threshold: float | None) 
     """FP32 scores of a side, or None when it has no images."""
     if not p.prepared.of(side):
         return None
-    settings = p.spec.evaluation
     batches = EvalBatches(p.prepared, side, size=p.size, batch_size=8, resize=p.spec.dataset.resize)
-    return evaluate(
-        model.detector,
-        batches,
-        p.prepared.dataset.records,
-        p.prepared.dataset.labels,
-        device=p.device,
-        iou=settings.iou_threshold_percent / 100,
-        most=settings.max_detections,
-        threshold=threshold,
-        stop=never,
-    )
+    dataset = p.prepared.dataset
+    return model.task.score(batches, dataset.records, dataset.labels, device=p.device, threshold=threshold, stop=never)
 
 
 def _write_files(model: Model, p: Publishing, validation: Evaluation | None, test: Evaluation | None) -> list[str]:
     """Writes the version's files into the folder and returns their names."""
-    detector, labels, folder = model.detector, p.prepared.dataset.labels, p.folder
-    detector.network.eval().to("cpu")
+    task, labels, folder = model.task, p.prepared.dataset.labels, p.folder
+    task.network.eval().to("cpu")
     # One entry: the library writes several in any order, and equal models should be equal files.
     about = {"trainyard": json.dumps({"architecture": p.spec.architecture, "labels": labels}, ensure_ascii=False)}
-    export.write_weights(detector, folder / "model.safetensors", about)
+    export.write_weights(task.network, folder / "model.safetensors", about)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
     (folder / "dataset.json").write_text(p.prepared.to_json(), encoding="utf-8")
     export.write_json(folder / "metrics.json", _metrics_json(p, validation, test, model))
     names = ["model.safetensors", "labels.txt", "dataset.json", "metrics.json"]
-    names += _write_onnx(detector, p)
+    names += _write_onnx(task, p)
     shown = test or validation
     if shown is not None:
-        _write_picture(p, shown)
+        threshold = p.spec.evaluation.score_threshold_percent / 100
+        shown.draw(folder / "predictions.png", p.prepared.pixels.image, p.prepared.dataset.records, labels, threshold)
         names.append("predictions.png")
     return names
 
 
-def _write_onnx(detector: Detector, p: Publishing) -> list[str]:
+def _write_onnx(task: Task, p: Publishing) -> list[str]:
     """The two graphs, or none and a warning when they do not compute what torch does. `TRAINYARD_ONNX=0` leaves them out."""
     if os.environ.get("TRAINYARD_ONNX") == "0":
         return []
@@ -151,36 +140,20 @@ def _write_onnx(detector: Detector, p: Publishing) -> list[str]:
         p.prepared, side, size=p.size, batch_size=3, resize=p.spec.dataset.resize, records=members
     ).batch(0)
     try:
-        boxes, scores = export.write_onnx(detector, p.size, p.folder, _contiguous(batch.images))
+        differences = export.write_onnx(task, p.size, p.folder, _contiguous(batch.images))
     except ImportError as error:
         p.reporter.warn("ONNXMissing", f"no ONNX file was made: {error}.")
         return []
-    p.reporter.line("onnx", boxDifference=boxes, scoreDifference=scores)
-    if boxes > export.BOX_TOLERANCE or scores > export.SCORE_TOLERANCE:
-        p.reporter.warn(
-            "ONNXDiffers",
-            f"the ONNX file was left out: its boxes are up to {boxes:.3g} px and its scores up to {scores:.3g} off.",
-        )
+    p.reporter.line("onnx", differences=differences)
+    if any(difference > export.TOLERANCE[name] for name, difference in differences.items()):
+        told = " and ".join(f"its {name} are up to {difference:.3g} off" for name, difference in differences.items())
+        p.reporter.warn("ONNXDiffers", f"the ONNX file was left out: {told}.")
         return []
-    return ["model.onnx", "model-nms.onnx"]
+    return ["model.onnx", "model-nms.onnx"] if "boxes" in task.outputs else ["model.onnx"]
 
 
 def _contiguous(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.contiguous_format)
-
-
-def _write_picture(p: Publishing, shown: Evaluation) -> None:
-    records = p.prepared.dataset.records
-    chosen = list(range(min(MOST_TILES, len(shown.records))))
-    write_predictions(
-        p.folder / "predictions.png",
-        [p.prepared.pixels.image(shown.records[i]) for i in chosen],
-        [(records[shown.records[i]].width, records[shown.records[i]].height) for i in chosen],
-        [shown.truths[i] for i in chosen],
-        [shown.found[i] for i in chosen],
-        p.prepared.dataset.labels,
-        p.spec.evaluation.score_threshold_percent / 100,
-    )
 
 
 def _metrics_json(
@@ -192,39 +165,17 @@ def _metrics_json(
         "bestStep": model.best_step,
         "step": model.step,
         "steps": model.steps,
-        "parameters": parameter_count(model.detector.network),
+        "parameters": parameter_count(model.task.network),
     }
     for name, evaluation in (
         ("validation", validation),
         ("test", test),
-        ("validationAndTest", _joined(validation, test)),
+        ("validationAndTest", validation.joined(test) if validation and test else None),
     ):
         if evaluation is None:
             continue
-        b = evaluation.boxes
-        per_label = [
-            {"label": label, "objects": int(b.objects[i]), "mAP50": _number(b.average_precision[i, 0]),
-             "mAP50_95": _number(b.average_precision[i].mean()), "precision": _number(b.label_precision[i]),
-             "recall": _number(b.label_recall[i])}
-            for i, label in enumerate(labels)
-        ]  # fmt: skip
-        told[name] = {
-            "images": len(evaluation.records), "mAP50": b.map50, "mAP50_95": b.map50_95, "precision": b.precision,
-            "recall": b.recall, "threshold": b.threshold, "loss": _number(evaluation.loss), "labels": per_label,
-            "confusion": confusion_matrix(evaluation.truths, evaluation.found, len(labels), b.threshold).tolist(),
-        }  # fmt: skip
+        told[name] = evaluation.details(labels)
     return told
-
-
-def _joined(one: Evaluation | None, other: Evaluation | None) -> Evaluation | None:
-    """Validation and test as one set: a steadier number for small datasets."""
-    if one is None or other is None:
-        return None
-    truths, found = one.truths + other.truths, one.found + other.found
-    images = len(truths)
-    boxes = box_scores(truths, found, len(one.boxes.objects), one.boxes.threshold)
-    loss = (one.loss * len(one.truths) + other.loss * len(other.truths)) / images
-    return Evaluation(boxes, loss, one.records + other.records, truths, found)
 
 
 def _manifest(
@@ -246,7 +197,7 @@ def _manifest(
         "datasetDigest": p.prepared.dataset.digest, "trainer": _trainer_version(), "torch": str(torch.__version__),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "evaluation": spec.evaluation.to_dict(),
-        "onnx": export.onnx_description(p.size, spec.dataset.resize.value, labels) if "model.onnx" in names else None,
+        "onnx": export.onnx_description(p.size, spec.dataset.resize.value, labels, model.task.outputs) if "model.onnx" in names else None,
         "files": [
             {"name": name, "path": folder + name, "size": (p.folder / name).stat().st_size, "sha256": sha256_of(p.folder / name)}
             for name in names
@@ -294,7 +245,3 @@ def _trainer_version() -> str:
         return version("trainyard")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _number(value: float) -> float | None:
-    return float(value) if value == value and abs(value) != float("inf") else None

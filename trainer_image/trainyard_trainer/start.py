@@ -15,13 +15,10 @@ from trainyard_api.trainingjob import Weights
 
 from trainyard_trainer import checkpoint
 from trainyard_trainer.checkpoint import sha256_of
-from trainyard_trainer.detector import Detector
 from trainyard_trainer.errors import BadSpec, StorageRefused
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
-
-LABEL_ROWS = ".classify."
-"""In the names of tensors whose first dimension is the labels."""
+from trainyard_trainer.task import LabelRows, Task
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def parent_of(spec: RunSpec, storage: Storage) -> Parent | None:
 def load_start(
     spec: RunSpec,
     parent: Parent | None,
-    detector: Detector,
+    task: Task,
     labels: Sequence[str],
     storage: Storage,
     folder: Path,
@@ -66,7 +63,7 @@ def load_start(
         file = _file(parent.manifest, start.manifest_uri, "model.safetensors")
         if file is None:
             raise BadSpec(f"{start.manifest_uri} names no model.safetensors; start from another version.")
-        _adopt(detector, _safetensors(storage, *file, folder), parent.labels, labels)
+        _adopt(task, _safetensors(storage, *file, folder), parent.labels, labels)
         if tuple(labels[: len(parent.labels)]) != parent.labels or len(labels) != len(parent.labels):
             reporter.warn(
                 "LabelsDifferFromPreviousVersion",
@@ -78,13 +75,13 @@ def load_start(
             raise BadSpec("the job in startFrom has no checkpoint on storage; start from one that has trained.")
         packed = checkpoint.load(storage, saved, folder, None, None)
         best = packed["best"]
-        _adopt(detector, best["weights"] if best else {**packed["network"], **packed["average"]}, (), labels)
+        _adopt(task, best["weights"] if best else {**packed["network"], **packed["average"]}, (), labels)
     elif start.uri is not None:
-        _adopt(detector, _safetensors(storage, start.uri, start.sha256, folder), (), labels)
+        _adopt(task, _safetensors(storage, start.uri, start.sha256, folder), (), labels)
     elif start.weights is Weights.DEFAULT:
         uri = f"{spec.weights_uri.rstrip('/')}/{spec.architecture}.safetensors" if spec.weights_uri else None
         if uri is not None and storage.head(uri) is not None:
-            _adopt(detector, _safetensors(storage, uri, None, folder), (), labels)
+            _adopt(task, _safetensors(storage, uri, None, folder), (), labels)
         else:
             reporter.warn(
                 "TrainedFromScratch", f"there are no published weights for {spec.architecture}; it starts from scratch."
@@ -117,18 +114,18 @@ def _safetensors(storage: Storage, uri: str, sha256: str | None, folder: Path) -
 
 
 @torch.no_grad()
-def _adopt(detector: Detector, tensors: dict[str, Tensor], theirs: Sequence[str], mine: Sequence[str]) -> None:
+def _adopt(task: Task, tensors: dict[str, Tensor], theirs: Sequence[str], mine: Sequence[str]) -> None:
     """Copies what fits; a tensor of labels row by row. Raises BadSpec when hardly anything fits."""
-    state = detector.network.state_dict()
+    state = task.network.state_dict()
     taken = 0
     for name, tensor in state.items():
         source = tensors.get(name)
         if source is None:
             continue
-        if LABEL_ROWS in name and (theirs or source.shape != tensor.shape):
-            for row, label in enumerate(theirs):
-                if label in mine and source.shape[1:] == tensor.shape[1:]:
-                    tensor[list(mine).index(label)] = source[row]
+        rows = task.label_rows.get(name)
+        if rows is not None and (theirs or source.shape != tensor.shape):
+            if source.shape[1:] == tensor.shape[1:]:
+                _adopt_rows(tensor, source, rows, theirs, mine)
             taken += 1
         elif source.shape == tensor.shape:
             tensor.copy_(source)
@@ -137,3 +134,19 @@ def _adopt(detector: Detector, tensors: dict[str, Tensor], theirs: Sequence[str]
         raise BadSpec(
             f"only {taken} of {len(state)} tensors of the weights in startFrom fit this architecture; name weights of the same one."
         )
+
+
+def _adopt_rows(tensor: Tensor, source: Tensor, rows: LabelRows, theirs: Sequence[str], mine: Sequence[str]) -> None:
+    """Rows of a label go to the same label, rows of no label stay where they are."""
+    if len(source) != rows.groups * (rows.before + len(theirs)):
+        return
+    for group in range(rows.groups):
+        for row in range(rows.before):
+            tensor[rows.row(group, row - rows.before, len(mine))] = source[
+                rows.row(group, row - rows.before, len(theirs))
+            ]
+        for number, label in enumerate(theirs):
+            if label in mine:
+                tensor[rows.row(group, list(mine).index(label), len(mine))] = source[
+                    rows.row(group, number, len(theirs))
+                ]

@@ -15,16 +15,15 @@ from trainyard_api.run import RunSpec
 from trainyard_trainer import schedule
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.checkpoint import Checkpoints
-from trainyard_trainer.detector import Detector
-from trainyard_trainer.evaluate import Evaluation
 from trainyard_trainer.records import StopFlag
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.state import Best
+from trainyard_trainer.task import Evaluation, Task
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the loop works on and with. `batch(step, steps)` is a pure function; `evaluate(detector)` scores the validation side, or
+    """What the loop works on and with. `batch(step, steps)` is a pure function; `evaluate(task)` scores the validation side, or
     gives None when asked to stop. `deadline` is on `clock`'s scale: after it, no step is begun (None: there is none)."""
 
     spec: RunSpec
@@ -34,8 +33,8 @@ class Work:
     labels: tuple[str, ...]
     file_names: Callable[[Batch], str]
     batch: Callable[[int, int], Batch]
-    evaluate: Callable[[Detector], Evaluation | None]
-    detector: Detector
+    evaluate: Callable[[Task], Evaluation | None]
+    task: Task
     learning_rate: float
     device: torch.device
     autocast: torch.dtype | None

@@ -28,6 +28,7 @@ from trainyard_operator.cluster import (
     status_operations,
 )
 from trainyard_operator.decide import admission, lifecycle, parse, service
+from trainyard_operator.decide.diagnosis import workload_of
 from trainyard_operator.decide.model import (
     Action,
     AttemptJob,
@@ -245,6 +246,12 @@ class Reconciler:
         for uid in uids:
             items = await self._cluster.list_all(CORE_EVENTS, namespace, fields=f"involvedObject.uid={uid}")
             views += [parse.parse_event(item) for item in items]
+        for view in attempt_jobs:
+            workload = workload_of(view, tuple(views)) if view.suspended else None
+            if workload is not None:
+                fields = f"involvedObject.kind=Workload,involvedObject.name={workload}"
+                items = await self._cluster.list_all(CORE_EVENTS, namespace, fields=fields)
+                views += sorted((parse.parse_event(item) for item in items), key=_event_time)
         return tuple(views)
 
     async def _reconcile_service(self, key: Key) -> float | None:
@@ -343,6 +350,10 @@ def _is_refusal(action: Action, error: ClusterError | ManifestError) -> bool:
     if isinstance(error, ForeignObjectError):
         return not isinstance(action, CreateVersion)  # there the next number is taken
     return "failed calling webhook" in str(error)
+
+
+def _event_time(event: EventView) -> datetime:
+    return event.last_time or datetime.min.replace(tzinfo=UTC)
 
 
 def _running(pod: AttemptPod) -> bool:

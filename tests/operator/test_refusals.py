@@ -3,11 +3,16 @@
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from trainyard_api.run import Intake
-from trainyard_operator.cluster import JOBS, MODEL_VERSIONS, TRAINING_JOBS, Cluster, Object, Resource
+from trainyard_operator.cluster import CORE_EVENTS, JOBS, MODEL_VERSIONS, TRAINING_JOBS, Cluster, Object, Resource
+from trainyard_operator.decide.denials import Subject
+from trainyard_operator.decide.diagnosis import diagnose
+from trainyard_operator.decide.model import AttemptJob
+from trainyard_operator.decide.model import Metadata as ViewMetadata
 from trainyard_operator.events import Recorder
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.queue import WorkQueue
@@ -202,3 +207,44 @@ async def test_a_version_made_while_its_job_was_deleted_is_not_forgotten(api: Cl
     assert await reconciler(key) is None
     status = (await api.get(MODEL_VERSIONS, namespace, "m-v1"))["status"]
     assert (status["state"], status["reason"]) == ("Failed", "JobDeleted")
+
+
+async def test_what_kueue_says_about_a_job_that_it_holds_back_is_read(api: Cluster, namespace: str):
+    """Kueue itself does not run here: its Events are written as it writes them."""
+    watch = Watch(WorkQueue(), nodes=False)
+    settings = Settings(watch_nodes=False)
+    reconciler = Reconciler(
+        api, watch, Recorder(api, "x"), Metrics(), settings, lambda: Intake(url="https://127.0.0.1:1/")
+    )
+    long_ago = datetime.now(UTC) - timedelta(minutes=1)
+    labels = {"kueue.x-k8s.io/queue-name": "team-a"}
+    job = AttemptJob(ViewMetadata(namespace, "cells-r0-a1", "bj", 1, long_ago), labels, suspended=True)
+    for number, (kind, name, uid, reason, message) in enumerate(
+        (
+            ("Job", "cells-r0-a1", "bj", "CreatedWorkload", f"Created Workload: {namespace}/job-cells-1f2e3"),
+            (
+                "Workload",
+                "job-cells-1f2e3",
+                "wl",
+                "Pending",
+                "insufficient unused quota for nvidia.com/gpu, 2 more needed",
+            ),
+            ("Workload", "another", "w2", "Pending", "of somebody else"),
+        )
+    ):
+        about = {"kind": kind, "namespace": namespace, "name": name, "uid": uid}
+        await api.create(
+            CORE_EVENTS,
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": metadata(f"e{number}", namespace),
+                "involvedObject": about,
+            }
+            | {"reason": reason, "message": message, "type": "Normal", "lastTimestamp": "2026-01-01T00:00:00Z"},
+        )
+    events = await reconciler._events_about(namespace, (job,), ())
+    found = diagnose(job, (), events, Subject(namespace, "fake"))
+    assert found
+    assert "LocalQueue team-a has not admitted Job cells-r0-a1: insufficient unused quota" in found.message
+    assert f"`kubectl describe workload job-cells-1f2e3 -n {namespace}`" in found.message

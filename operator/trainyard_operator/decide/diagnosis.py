@@ -6,12 +6,14 @@ waiting reasons flip with every retry of the kubelet (`ErrImagePull`, `ImagePull
 """
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, Subject, diagnose_denial
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView
+from trainyard_operator.decide.scheduling import scheduling_hint
 
-MAX_DETAIL = 700
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_REASONS = frozenset({"Pending", "Inadmissible", "Preempted", "EvictedDueToPodsReadyTimeout"})
 BLOCKED_REASONS = frozenset(
     {
         "AdmissionDenied",
@@ -21,6 +23,7 @@ BLOCKED_REASONS = frozenset(
         "Forbidden",
         "ImagePull",
         "Invalid",
+        "LimitRange",
         "NameTaken",
         "NamespaceTerminating",
         "Network",
@@ -40,22 +43,6 @@ BLOCKED_REASONS = frozenset(
 """Reasons of a diagnosis, `refusals` included, that somebody has to mend."""
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    reason: str
-    message: str
-    blocked: bool = True
-    """Something is wrong that somebody has to mend; False: it is on its way."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Names for the sentences."""
-
-    namespace: str
-    service: str
-
-
 def diagnose(
     job: AttemptJob | None, pods: tuple[AttemptPod, ...], events: tuple[EventView, ...], subject: Subject
 ) -> Diagnosis | None:
@@ -73,21 +60,12 @@ def diagnose(
 
 def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
     if job.suspended:
-        return Diagnosis(
-            "JobSuspended",
-            f"Job {job.metadata.name} is suspended; it waits to be admitted by its queue.",
-            blocked=False,
-        )
+        return _suspended(job, events, subject)
     if not (event := _latest(events, job.metadata.uid, {"FailedCreate"})):
         return Diagnosis("Starting", "The pod is being created.", blocked=False)
     detail = re.sub(r'^Error creating: (pods "[^"]*" is forbidden: )?', "", event.message)[:MAX_DETAIL]
-    if "exceeded quota" in detail:
-        quota = re.search(r"exceeded quota: ([^,]+)", detail)
-        name = f"ResourceQuota {quota[1]}" if quota else "a ResourceQuota"
-        return Diagnosis(
-            "Quota",
-            f"{name} of namespace {subject.namespace} is used up: {detail}. Raise it, or wait for others to end.",
-        )
+    if found := diagnose_denial(f"Job {job.metadata.name} cannot create its pod", detail, subject):
+        return found
     if "service account" in detail:
         return Diagnosis(
             "ServiceAccountMissing",
@@ -104,6 +82,34 @@ def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subjec
             f"The pod cannot be created: {detail}. Mend instance.priorityClassName of TrainingService {subject.service}.",
         )
     return Diagnosis("FailedCreate", f"Job {job.metadata.name} cannot create its pod: {detail}")
+
+
+def _suspended(job: AttemptJob, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
+    """Kueue creates a Workload for the Job, lets it go when there is quota, and tells what is missing in the Workload's Events."""
+    name, queue = job.metadata.name, job.labels.get(QUEUE_LABEL)
+    if queue is None:
+        said = (
+            f"Job {name} is suspended by somebody: kubectl patch job {name} -n {subject.namespace} --type=merge "
+            """-p '{"spec":{"suspend":false}}' lets it go on."""
+        )
+        return Diagnosis("JobSuspended", said, blocked=False)
+    workload = workload_of(job, events)
+    told = [e for e in events if workload and e.kind == "Workload" and e.name == workload and e.reason in QUEUE_REASONS]
+    if not workload:
+        said = (
+            f"LocalQueue {queue} has not admitted Job {name}, and Kueue has not said why: does it run, and is there such a "
+            f"LocalQueue (`kubectl get localqueue {queue} -n {subject.namespace}`)?"
+        )
+        return Diagnosis("NotAdmitted", said, blocked=False)
+    look = f"`kubectl describe workload {workload} -n {subject.namespace}`"
+    why = f": {told[-1].message.rstrip('. ')[:MAX_DETAIL]}" if told else " yet"
+    return Diagnosis("NotAdmitted", f"LocalQueue {queue} has not admitted Job {name}{why}. See {look}.", blocked=False)
+
+
+def workload_of(job: AttemptJob, events: tuple[EventView, ...]) -> str | None:
+    """Name of the Workload that Kueue made for the Job, as its Event about the Job says."""
+    event = _latest(events, job.metadata.uid, {"CreatedWorkload"})
+    return event.message.rpartition("/")[2].strip() if event else None
 
 
 # --- a pod that does not run ------------------------------------------------------------------------------------------------
@@ -132,21 +138,8 @@ def _unscheduled(pod: AttemptPod, events: tuple[EventView, ...], subject: Subjec
     if not detail:
         return Diagnosis("Starting", "The pod waits to be scheduled.", blocked=False)
     detail = re.split(r"\.? (?:no new claims to deallocate|preemption:)", detail)[0].rstrip(". ")[:MAX_DETAIL]
-    return Diagnosis("Unschedulable", f"No node fits the pod: {detail}. {_scheduling_hint(detail, subject)}")
-
-
-def _scheduling_hint(detail: str, subject: Subject) -> str:
-    service = f"TrainingService {subject.service}"
-    if lacking := re.search(r"Insufficient ([^\s,.]+(?:\.[^\s,.]+)*)", detail):
-        resource = lacking[1].rstrip(".")
-        return f"Free or add {resource} (`kubectl describe nodes` shows what there is), or ask for less in spec.instance of {service}."
-    if "node affinity/selector" in detail:
-        return f"Label a node, or mend nodeSelector and machineType of {service}."
-    if "untolerated taint" in detail:
-        return f"Remove the taint, or add a toleration to spec.instance of {service}."
-    if "volume" in detail or "PersistentVolumeClaim" in detail or "persistentvolumeclaim" in detail:
-        return f"Check spec.cache of {service} and its PersistentVolumeClaim."
-    return f"See spec.instance of {service} and `kubectl describe nodes`."
+    hint = scheduling_hint(detail, pod, subject.nodes, subject.service)
+    return Diagnosis("Unschedulable", f"No node fits the pod: {detail}. {hint}")
 
 
 IMAGE_REASONS = frozenset(
@@ -171,7 +164,13 @@ def _waiting(container: ContainerView, pod: AttemptPod, subject: Subject) -> Dia
     match reason:
         case "CreateContainerConfigError":
             return _missing_object(detail, subject)
-        case "CreateContainerError" | "RunContainerError":
+        case (
+            "CreateContainerError"
+            | "RunContainerError"
+            | "PostStartHookError"
+            | "PreCreateHookError"
+            | "PreStartHookError"
+        ):
             return Diagnosis(
                 "StartFailed",
                 f"Container {container.name} cannot be created: {detail[:MAX_DETAIL]}. Check the image of TrainingService {subject.service}.",
@@ -199,12 +198,19 @@ def _image(detail: str, subject: Subject) -> Diagnosis:
 def _missing_object(detail: str, subject: Subject) -> Diagnosis:
     """`secret "s3" not found`, `configmap "c" not found`, `couldn't find key k in Secret ns/s3`."""
     detail = detail[:MAX_DETAIL]
+    mend = f"or mend secretName in the job or secretNames of TrainingService {subject.service}"
     if secret := re.search(r'secret "([^"]+)" not found', detail):
+        said = f"Secret {secret[1]} does not exist in namespace {subject.namespace}. Create it, {mend}."
+        return Diagnosis("SecretMissing", said)
+    if config := re.search(r'configmap "([^"]+)" not found', detail):
+        said = f"ConfigMap {config[1]} does not exist in namespace {subject.namespace}. Create it, or remove what asks for it."
         return Diagnosis(
-            "SecretMissing",
-            f"Secret {secret[1]} does not exist in namespace {subject.namespace}. Create it, or mend secretName in the job "
-            f"or secretNames of TrainingService {subject.service}.",
+            "ConfigMissing", f"{said} The operator asks for none: a webhook of the cluster may have added it."
         )
+    if key := re.search(r"couldn't find key (\S+) in (Secret|ConfigMap) (\S+)", detail):
+        kind, name = key[2], key[3].rpartition("/")[2]
+        said = f"{kind} {name} in namespace {subject.namespace} has no key {key[1]}. Add it: kubectl edit {kind.lower()} {name}."
+        return Diagnosis("ConfigMissing", said)
     return Diagnosis("ConfigMissing", f"The container cannot be set up: {detail}.")
 
 
@@ -236,7 +242,7 @@ def _creating(pod: AttemptPod, events: tuple[EventView, ...], subject: Subject) 
         case "Pulling":
             return Diagnosis("PullingImage", f"Node {pod.node} is pulling the image.", blocked=False)
         case "FailedMount" | "FailedAttachVolume" if "not registered" not in detail:
-            return _volume(detail, subject)
+            return _volume(pod, detail, subject)
         case "FailedCreatePodSandBox" | "NetworkNotReady":
             return Diagnosis("Network", f"Node {pod.node} cannot set the pod's network up: {detail[:MAX_DETAIL]}")
         case "Failed" | "BackOff" | "InspectFailed" | "ErrImageNeverPull":
@@ -253,10 +259,14 @@ def _failed_event(detail: str, subject: Subject) -> Diagnosis:
     return Diagnosis("StartFailed", f"The container cannot be started: {detail[:MAX_DETAIL]}")
 
 
-def _volume(detail: str, subject: Subject) -> Diagnosis:
-    if re.search(r'secret "[^"]+" not found', detail):
+def _volume(pod: AttemptPod, detail: str, subject: Subject) -> Diagnosis:
+    if re.search(r'(secret|configmap) "[^"]+" not found', detail):
         return _missing_object(detail, subject)
-    return Diagnosis("Volume", f"A volume of the pod cannot be mounted: {detail[:MAX_DETAIL]}")
+    return Diagnosis(
+        "Volume",
+        f"A volume of pod {pod.metadata.name} cannot be mounted on node {pod.node}: {detail[:MAX_DETAIL].rstrip('. ')}. Check "
+        f"spec.cache of TrainingService {subject.service}.",
+    )
 
 
 def _latest(events: tuple[EventView, ...], uid: str, reasons: set[str] | frozenset[str]) -> EventView | None:

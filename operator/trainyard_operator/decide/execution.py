@@ -14,7 +14,8 @@ from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState
 
 from trainyard_operator.decide.admission import Slot, slot_of
 from trainyard_operator.decide.case import Case, Draft, has_checkpoint
-from trainyard_operator.decide.diagnosis import Diagnosis, Subject, diagnose
+from trainyard_operator.decide.denials import Diagnosis, Subject
+from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import lost_at
 from trainyard_operator.decide.model import (
@@ -60,7 +61,7 @@ def pods_of(case: Case, attempt: Attempt) -> tuple[AttemptPod, ...]:
 
 def diagnosis_of(case: Case, attempt: Attempt) -> Diagnosis | None:
     """Why the attempt does not run yet."""
-    subject = Subject(case.namespace, case.service_name)
+    subject = Subject(case.namespace, case.service_name, case.snapshot.nodes)
     return diagnose(case.job_of(attempt), pods_of(case, attempt), case.snapshot.events, subject)
 
 

@@ -149,6 +149,42 @@ class AttemptJob:
 
 
 @dataclass(frozen=True)
+class Taint:
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
+
+    def __str__(self) -> str:
+        return f"{self.key}{f'={self.value}' if self.value else ''}:{self.effect}"
+
+
+@dataclass(frozen=True)
+class Toleration:
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+    def tolerates(self, taint: Taint) -> bool:
+        """As the scheduler has it: an empty key or effect means any, `Exists` any value."""
+        if self.effect and self.effect != taint.effect:
+            return False
+        if not self.key:
+            return self.operator == "Exists"
+        return self.key == taint.key and (self.operator == "Exists" or self.value == taint.value)
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a pod asks of its node."""
+
+    resources: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Requests of its containers, by resource; of several containers the sum is not made, the trainer's counts."""
+    node_selector: Mapping[str, str] = field(default_factory=dict[str, str])
+    tolerations: tuple[Toleration, ...] = ()
+
+
+@dataclass(frozen=True)
 class AttemptPod:
     """A pod of an attempt."""
 
@@ -165,6 +201,8 @@ class AttemptPod:
     start_time: datetime | None = None
     active_deadline_seconds: int | None = None
     grace_seconds: int = 30
+    wants: Wants | None = None
+    """Kept until the pod has a node: afterwards nobody asks."""
 
     def condition(self, type_: str) -> ObjectCondition | None:
         """The condition when it is True."""
@@ -209,8 +247,7 @@ class NodeView:
     """Status of the condition Ready: True, False, or Unknown when its kubelet is silent."""
     since: datetime | None = None
     """When Ready changed last."""
-    taints: tuple[str, ...] = ()
-    """Keys of its taints."""
+    taints: tuple[Taint, ...] = ()
     allocatable: Mapping[str, str] = field(default_factory=dict[str, str])
 
 

@@ -9,6 +9,7 @@ from trainyard_api.trainingjob import TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 
 from trainyard_operator.decide.model import (
+    TRAINER_CONTAINER,
     AttemptJob,
     AttemptPod,
     ContainerView,
@@ -18,9 +19,12 @@ from trainyard_operator.decide.model import (
     NodeView,
     ObjectCondition,
     ServiceView,
+    Taint,
     Terminated,
+    Toleration,
     VersionView,
     Waiting,
+    Wants,
 )
 
 Body = Mapping[str, Any]
@@ -98,6 +102,19 @@ def parse_pod(body: Body) -> AttemptPod:
         start_time=parse_time(status.get("startTime")),
         active_deadline_seconds=spec.get("activeDeadlineSeconds"),
         grace_seconds=int(spec.get("terminationGracePeriodSeconds") or 30),
+        wants=None if spec.get("nodeName") else _wants(spec),
+    )
+
+
+def _wants(spec: Body) -> Wants:
+    container = next((c for c in _dicts(spec.get("containers")) if c["name"] == TRAINER_CONTAINER), dict[str, Any]())
+    return Wants(
+        resources={k: str(v) for k, v in _part(_part(container, "resources"), "requests").items()},
+        node_selector=cast("dict[str, str]", spec.get("nodeSelector") or {}),
+        tolerations=tuple(
+            Toleration(t.get("key") or "", t.get("operator") or "Equal", t.get("value") or "", t.get("effect") or "")
+            for t in _dicts(spec.get("tolerations"))
+        ),
     )
 
 
@@ -126,7 +143,10 @@ def parse_node(body: Body) -> NodeView:
         uid=metadata.get("uid") or "",
         ready=ready.status if ready else "Unknown",
         since=ready.since if ready else None,
-        taints=tuple(taint["key"] for taint in _dicts(_part(body, "spec").get("taints"))),
+        taints=tuple(
+            Taint(taint["key"], taint.get("value") or "", taint.get("effect") or "")
+            for taint in _dicts(_part(body, "spec").get("taints"))
+        ),
         allocatable={k: str(v) for k, v in _part(status, "allocatable").items()},
     )
 

@@ -13,7 +13,7 @@ from trainyard_api.trainingjob import JobState
 
 from trainyard_operator.decide.admission import WAITING
 from trainyard_operator.decide.case import Case, Draft
-from trainyard_operator.decide.diagnosis import MAX_DETAIL, Diagnosis, Subject
+from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, Subject, diagnose_denial
 from trainyard_operator.decide.model import (
     Action,
     CreateJob,
@@ -101,42 +101,9 @@ def diagnose_refusal(refusal: Refusal, subject: Subject) -> Diagnosis:
     detail = _detail(refusal.message)
     if refusal.status == 0:
         return Diagnosis("NotAllowed", f"{what}: {detail}.")
-    if "exceeded quota" in detail:
-        return _quota(what, detail, refusal, subject)
-    if denied := re.search(r"admission webhook \"([^\"]+)\" denied the request:? ?(.*)", detail, re.DOTALL):
-        return Diagnosis(
-            "AdmissionDenied",
-            f"{what}: admission webhook {denied[1]} denies it: {denied[2] or 'no reason given'}. Change what it objects to in "
-            f"the job or in TrainingService {subject.service}, or ask who runs the webhook "
-            "(`kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`).",
-        )
-    if policy := re.search(r"ValidatingAdmissionPolicy '([^']+)'[^:]* denied request: (.*)", detail, re.DOTALL):
-        return Diagnosis(
-            "AdmissionDenied",
-            f"{what}: ValidatingAdmissionPolicy {policy[1]} denies it: {policy[2]}. Change what it objects to in the job or in "
-            f"TrainingService {subject.service}, or the policy (`kubectl describe validatingadmissionpolicy {policy[1]}`).",
-        )
-    if webhook := re.search(r'failed calling webhook "([^"]+)": (.*)', detail, re.DOTALL):
-        return Diagnosis(
-            "WebhookUnavailable",
-            f"{what}: admission webhook {webhook[1]} does not answer ({webhook[2]}). Mend the webhook or its Service, or remove "
-            "its configuration (`kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`).",
-        )
+    if found := diagnose_denial(what, detail, subject):
+        return found
     return _other(what, detail, resource, refusal, subject)
-
-
-def _quota(what: str, detail: str, refusal: Refusal, subject: Subject) -> Diagnosis:
-    quota = re.search(r"exceeded quota: ([^,\s]+), requested: (.*), used: (.*), limited: (.*)$", detail, re.DOTALL)
-    if quota is None:
-        return Diagnosis("Quota", f"{what}: {detail}. Raise the ResourceQuota of namespace {subject.namespace}.")
-    kept = ""
-    if refusal.action == "CreateJob":
-        kept = " Finished Jobs count too and are kept for their logs; deleting those of other jobs makes room at once."
-    return Diagnosis(
-        "Quota",
-        f"{what}: ResourceQuota {quota[1]} of namespace {subject.namespace} is used up (used {quota[3]} of {quota[4]}, wanted "
-        f"{quota[2]}). Raise it (`kubectl edit resourcequota {quota[1]} -n {subject.namespace}`), or wait for others to end.{kept}",
-    )
 
 
 def _other(what: str, detail: str, resource: str, refusal: Refusal, subject: Subject) -> Diagnosis:

@@ -8,7 +8,8 @@ from typing import Any
 
 from trainyard_api.trainingjob import Attempt
 from trainyard_operator.decide import parse
-from trainyard_operator.decide.diagnosis import Diagnosis, Subject, diagnose
+from trainyard_operator.decide.denials import Diagnosis, Subject
+from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import End, classify_end
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, EventView, NodeView

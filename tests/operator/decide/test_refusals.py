@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 import pytest
-from trainyard_operator.decide.diagnosis import BLOCKED_REASONS, Subject
+from trainyard_operator.decide.denials import Subject
+from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.lifecycle import decide_job
 from trainyard_operator.decide.model import CreateJob, CreateVersion, Refusal
 from trainyard_operator.decide.refusals import diagnose_refusal, retry_time
@@ -19,7 +20,8 @@ ROWS: list[tuple[int, str, str, tuple[str, ...]]] = [
     (403, FORBIDDEN + "exceeded quota: team, requested: count/jobs.batch=1, used: count/jobs.batch=3, limited: count/jobs.batch=3",
      "Quota", ("create Job cells-r0-a1", "ResourceQuota team of namespace vision", "used count/jobs.batch=3 of count/jobs.batch=3",
                "kubectl edit resourcequota team -n vision", "Finished Jobs count too")),
-    (403, FORBIDDEN + "failed quota: team: must specify limits.cpu for: trainer", "Forbidden", ("must specify limits.cpu",)),
+    (403, FORBIDDEN + "failed quota: team: must specify limits.cpu for: trainer", "Quota", ("wants every pod to say limits.cpu",)),
+    (403, FORBIDDEN + "not today", "Forbidden", ("create Job cells-r0-a1: not today.",)),
     (400, POST + 'admission webhook "v.example" denied the request: no cost centre', "AdmissionDenied",
      ("admission webhook v.example denies it: no cost centre", "TrainingService mgmt-train-yard-nano")),
     (403, POST + 'admission webhook "v.example" denied the request', "AdmissionDenied", ("no reason given",)),

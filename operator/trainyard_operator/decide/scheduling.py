@@ -1,0 +1,132 @@
+"""Why no node takes a pod, from the scheduler's sentence and from what is known of the nodes: what to do about each part of it.
+
+`0/3 nodes are available: 2 Insufficient nvidia.com/gpu, 1 node(s) had untolerated taint(s).` counts nodes by what is wrong with
+them and names neither the amount, nor the node, nor the taint. Where the operator may read nodes it adds these.
+"""
+
+import re
+from collections.abc import Mapping
+
+from trainyard_operator.decide.model import AttemptPod, NodeView, Taint, Wants
+
+MAX_HINTS = 3
+MAX_NAMED = 3
+DECIMAL = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+BINARY = {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMGTPE", 1)}
+SUFFIXES = DECIMAL | BINARY
+BLOCKING = ("NoSchedule", "NoExecute")
+CORDON = "node.kubernetes.io/unschedulable"
+
+Nodes = Mapping[str, NodeView] | None
+
+
+def scheduling_hint(detail: str, pod: AttemptPod, nodes: Nodes, service: str) -> str:
+    """What to do, in a sentence for each of the scheduler's reasons, the one that holds for most nodes first."""
+    if "no nodes available" in detail or re.match(r"0/0 nodes", detail):
+        return "The cluster has no node; add one."
+    hints: list[str] = []
+    for _, text in sorted(_parts(detail), key=lambda part: -part[0]):
+        hint = _hint(text, pod.wants or Wants(), nodes, f"TrainingService {service}")
+        if hint not in hints:
+            hints.append(hint)
+    return " ".join(hints[:MAX_HINTS])
+
+
+def quantity(text: str) -> float | None:
+    """The number that a Kubernetes quantity stands for (`500m`, `8Gi`, `1e3`); None when it is none."""
+    match = re.fullmatch(r"([+-]?[0-9.]+(?:[eE][+-]?\d+)?)([numkMGTPE]|[KMGTPE]i)?", text)
+    if match is None:
+        return None
+    return float(match[1]) * SUFFIXES[match[2] or ""]
+
+
+def _parts(detail: str) -> list[tuple[int, str]]:
+    """(nodes, what is wrong with them); the whole sentence when it is put in another way (a missing claim)."""
+    listed = re.sub(r"^0/\d+ nodes are available: ", "", detail).rstrip(". ")
+    found = re.findall(r"(\d+) (.+?)(?=, \d+ |$)", listed)
+    return [(int(count), text) for count, text in found] or [(0, listed)]
+
+
+def _hint(text: str, wants: Wants, nodes: Nodes, service: str) -> str:
+    if match := re.match(r"Insufficient (\S+)", text):
+        return _insufficient(match[1].rstrip(".,"), wants, nodes, service)
+    if "node affinity/selector" in text:
+        return _selector(wants, nodes, service)
+    if "untolerated taint" in text:
+        return _taints(text, wants, nodes, service)
+    if "were unschedulable" in text:
+        return _cordoned(nodes)
+    if "Too many pods" in text:
+        return "Nodes run as many pods as they may; add a node, or wait for pods to end."
+    if "volume" in text.lower():
+        return f"Check spec.cache of {service} and its PersistentVolumeClaim (`kubectl describe pvc`)."
+    if "free ports" in text:
+        return "A port that the pod asks for is taken on the node."
+    if "affinity" in text or "topology spread" in text:
+        return f"Mend affinity in spec.instance of {service}."
+    return f"See spec.instance of {service} and `kubectl describe nodes`."
+
+
+def _insufficient(resource: str, wants: Wants, nodes: Nodes, service: str) -> str:
+    asked = wants.resources.get(resource)
+    amount = quantity(asked) if asked else None
+    if nodes is None or asked is None or amount is None:
+        return (
+            f"Free or add {resource} (`kubectl describe nodes` shows what there is), or ask for less in spec.instance of "
+            f"{service}."
+        )
+    have = {name: quantity(node.allocatable.get(resource, "0")) or 0.0 for name, node in nodes.items()}
+    largest = max(have, key=lambda name: (have[name], name), default=None)
+    if largest is None or not have[largest]:
+        return f"The pod asks for {asked} {resource}, and no node has any: add one that does, with its device plugin."
+    if have[largest] < amount:
+        most = nodes[largest].allocatable[resource]
+        return (
+            f"The pod asks for {asked} {resource}, and the largest node, {largest}, has {most}: add a larger node, or ask for "
+            f"less in spec.instance of {service} (or in resources of a new job)."
+        )
+    enough = sum(value >= amount for value in have.values())
+    return (
+        f"The pod asks for {asked} {resource}; {enough} node{'s are' if enough > 1 else ' is'} large enough and in use: it "
+        f"starts when that much is free. Add {resource}, or ask for less in spec.instance of {service}."
+    )
+
+
+def _selector(wants: Wants, nodes: Nodes, service: str) -> str:
+    mend = f"mend nodeSelector, affinity and machineType of {service}"
+    if not wants.node_selector:
+        return f"Label a node as the pod's affinity wants it, or {mend}."
+    asked = ", ".join(f"{key}={value}" for key, value in sorted(wants.node_selector.items()))
+    return f"Label a node with {asked} (`kubectl label node NAME {asked.replace(', ', ' ')}`), or {mend}."
+
+
+def _taints(text: str, wants: Wants, nodes: Nodes, service: str) -> str:
+    found = _untolerated(wants, nodes)
+    if not found and (match := re.search(r"taint \{(\S+): ([^}]*)\}", text)):
+        found = {"": Taint(match[1], match[2])}
+    if not found:
+        return f"Remove the taint, or add a toleration to spec.instance of {service}."
+    named = ", ".join(f"{name} has {taint}" if name else str(taint) for name, taint in list(found.items())[:MAX_NAMED])
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    first = next(iter(found.values()))
+    if first.key.startswith("node.kubernetes.io/"):
+        return f"Nodes are not fit for pods at present ({named}{more}); `kubectl describe node` says why."
+    return f"Remove the taint ({named}{more}), or add a toleration for {first} to spec.instance of {service}."
+
+
+def _untolerated(wants: Wants, nodes: Nodes) -> dict[str, Taint]:
+    """The first taint of each node that keeps the pod away; cordons have a sentence of their own."""
+    found: dict[str, Taint] = {}
+    for name, node in sorted((nodes or {}).items()):
+        for taint in node.taints:
+            kept_away = taint.effect in BLOCKING and taint.key != CORDON
+            if kept_away and not any(toleration.tolerates(taint) for toleration in wants.tolerations):
+                found.setdefault(name, taint)
+    return found
+
+
+def _cordoned(nodes: Nodes) -> str:
+    names = sorted(name for name, node in (nodes or {}).items() if any(taint.key == CORDON for taint in node.taints))
+    if not names:
+        return "Nodes are cordoned; `kubectl get nodes` shows which, `kubectl uncordon NAME` opens one again."
+    return f"Cordoned: {', '.join(names[:MAX_NAMED])}; `kubectl uncordon {names[0]}` opens it again."

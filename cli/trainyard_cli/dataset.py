@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from trainyard_api.architectures import ARCHITECTURES, Task
 
-from trainyard_cli import datasettools
+from trainyard_cli import datasetsamples, datasettools
 from trainyard_cli.datasetio import MaxBytes, OutputOption, Sources, bar, dataset_spec, ends_well, phases, storage
 from trainyard_cli.errors import CLIError
 from trainyard_cli.output import Format, dump
@@ -129,6 +129,8 @@ def upload(
 
 
 for tool in (datasettools.merge, datasettools.resize, datasettools.split, datasettools.convert):
+    app.command()(tool)
+for tool in (datasetsamples.augment, datasetsamples.preview):
     app.command()(tool)
 
 

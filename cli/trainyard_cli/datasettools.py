@@ -41,8 +41,8 @@ def merge(sources: Sources, to: To, max_bytes: MaxBytes = io.NO_LIMIT, output: O
     with io.phases() as progress, io.target(to, progress) as path, io.read(sources, max_bytes, progress) as dataset:
         with zip_writer(path) as writer:
             rewrite.merge(dataset, writer, lambda done, total: progress("Writing", done, total))
-        result = _result(to, path, writer, _lossy(dataset.findings), labels=list(dataset.labels))
-    io.say(result, _sentence(result, f"from {len(sources)} sources"), output)
+        result = result_of(to, path, writer, _lossy(dataset.findings), labels=list(dataset.labels))
+    io.say(result, sentence(result, f"from {len(sources)} sources"), output)
 
 
 def resize(
@@ -76,9 +76,9 @@ def resize(
                 quality=quality,
                 progress=lambda done, total: progress("Resizing", done, total),
             )
-        result = _result(to, path, writer, _lossy(dataset.findings), size=f"{wanted[0]}x{wanted[1]}", objectsCut=lost)
+        result = result_of(to, path, writer, _lossy(dataset.findings), size=f"{wanted[0]}x{wanted[1]}", objectsCut=lost)
     cut = f"; {lost} objects were cut away" if lost else ""
-    io.say(result, _sentence(result, f"as {kind.value} {wanted[0]}x{wanted[1]}{cut}"), output)
+    io.say(result, sentence(result, f"as {kind.value} {wanted[0]}x{wanted[1]}{cut}"), output)
 
 
 def split(
@@ -115,12 +115,12 @@ def split(
         with zip_writer(path) as writer:
             rewrite.split(dataset, sides, writer, lambda done, total: progress("Writing", done, total))
         counts = {rewrite.LIST_NAMES[side]: len(sides.of(side)) for side in Side if sides.of(side)}
-        result = _result(to, path, writer, (*_lossy(dataset.findings), *sides.findings), lists=counts)
+        result = result_of(to, path, writer, (*_lossy(dataset.findings), *sides.findings), lists=counts)
     subsets = ", ".join(
         f"{side}: {{imageSet: {rewrite.LIST_NAMES[side]}}}" for side in Side if rewrite.LIST_NAMES[side] in counts
     )
     shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-    io.say(result, _sentence(result, f"({shown})") + f"\nuse it with dataset.subsets: {{{subsets}}}", output)
+    io.say(result, sentence(result, f"({shown})") + f"\nuse it with dataset.subsets: {{{subsets}}}", output)
 
 
 def convert(
@@ -154,8 +154,8 @@ def convert(
             findings = foreign.write(
                 opened, data, writer, progress=lambda done, total: progress("Converting", done, total)
             )
-        result = _result(to, path, writer, findings, format=data.format, labels=list(data.labels))
-    io.say(result, _sentence(result, f"from {data.format}; labels {', '.join(data.labels[:10])}"), output)
+        result = result_of(to, path, writer, findings, format=data.format, labels=list(data.labels))
+    io.say(result, sentence(result, f"from {data.format}; labels {', '.join(data.labels[:10])}"), output)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -168,7 +168,8 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(words[0]), int(words[-1])
 
 
-def _result(to: str, path: Path, writer: ZipWriter, findings: Sequence[Finding], **more: Any) -> dict[str, Any]:
+def result_of(to: str, path: Path, writer: ZipWriter, findings: Sequence[Finding], **more: Any) -> dict[str, Any]:
+    """What a tool wrote, for programs; `more` are fields of its own."""
     return {
         "target": to,
         "images": writer.images,
@@ -180,7 +181,8 @@ def _result(to: str, path: Path, writer: ZipWriter, findings: Sequence[Finding],
     }
 
 
-def _sentence(result: dict[str, Any], what: str) -> str:
+def sentence(result: dict[str, Any], what: str) -> str:
+    """What a tool wrote, for people."""
     text = f"{result['target']}: {result['images']:,} images, {result['objects']:,} objects, {result['bytes']:,} bytes, {what}"
     if not result["findings"]:
         return text

@@ -153,30 +153,77 @@ def logs(
     context: Context = None,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Print what the trainer wrote."""
+    """Print what the trainer wrote; from storage when its pod is gone."""
     cluster = _cluster(namespace, context, kubeconfig)
-    pod = _pod(cluster, cluster.get_job(name), attempt)
+    job = cluster.get_job(name)
+    pod = _pod(cluster, job, attempt)
+    if pod is None:
+        lines = _stored_log(cluster, job, attempt)
+        print("\n".join(lines if tail is None else lines[max(0, len(lines) - tail) :]))
+        return
     query = ({"follow": "true"} if follow else {}) | ({"tailLines": str(tail)} if tail is not None else {})
     path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/log"
     for line in cluster.lines(path, query, seconds=3600.0 if follow else 30.0):
         print(line, flush=follow)
 
 
-def _pod(cluster: Any, job: Object, attempt: int | None) -> str:
-    """Name of the pod of an attempt. Raises `CLIError` when it is gone, or there was none."""
+def _pod(cluster: Any, job: Object, attempt: int | None) -> str | None:
+    """Name of the pod of an attempt, None when it is gone. Raises `CLIError` when there was none yet."""
     name = job["metadata"]["name"]
     selector = f"trainyard.dev/job={name}" + (f",trainyard.dev/attempt={attempt}" if attempt else "")
     path = f"/api/v1/namespaces/{cluster.namespace}/pods"
     pods = cluster.request("GET", path, query={"labelSelector": selector})["items"]
     if pods:
         return max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])["metadata"]["name"]
-    which = f"attempt {attempt} of {name}" if attempt else name
     if job.get("status", {}).get("attempts"):
-        raise CLIError(
-            f"The pod of {which} is gone, and its log with it; the log of each attempt is also in storage: "
-            f"log.jsonl below {job['spec']['output']['uri'].rstrip('/')}/{job['spec'].get('model', name)}/runs/."
-        )
+        return None
+    which = f"attempt {attempt} of {name}" if attempt else name
     raise CLIError(f"{which} has no pod yet: {job.get('status', {}).get('message') or 'it has not started.'}")
+
+
+def _stored_log(cluster: Any, job: Object, attempt: int | None) -> list[str]:
+    """The log of an attempt (None: the last one) as its trainer copied it to storage."""
+    from trainyard_trainer.mirror import LOG
+
+    from trainyard_cli import storage as places
+
+    name = job["metadata"]["name"]
+    folders = places.attempt_folders(job, places.current_run(job))
+    if not folders or (attempt is not None and attempt not in folders):
+        raise CLIError(
+            f"{name} has no attempt {attempt or ''} in this run; it has {', '.join(map(str, folders)) or 'none'}."
+        )
+    uri = folders[attempt or max(folders)] + LOG
+    storage = places.storage_of(cluster, job)
+    if storage.head(uri) is None:
+        raise CLIError(f"The pod is gone, and there is no log at {uri}: the attempt ended before its trainer ran.")
+    return storage.get_bytes(uri).decode(errors="replace").splitlines()
+
+
+@app.command()
+def metrics(
+    name: JobName,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Of this attempt; default: of all.")] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show losses, learning rate and scores over the steps of a run; -o json prints every line."""
+    from trainyard_trainer import history
+
+    from trainyard_cli import metricsview
+    from trainyard_cli import storage as places
+
+    cluster = _cluster(namespace, context, kubeconfig)
+    job = cluster.get_job(name)
+    folders = places.attempt_folders(job, places.current_run(job))
+    chosen = [folder for number, folder in folders.items() if attempt in (None, number)]
+    lines = history.merged(history.of_attempts(places.storage_of(cluster, job), chosen)) if chosen else []
+    if not lines:
+        message = job.get("status", {}).get("message") or "it has not started."
+        raise CLIError(f"{name} has no metrics yet; they are copied to storage every 25 s. {message}")
+    print(dump(lines, output) if output in (Format.JSON, Format.YAML) else metricsview.show(lines))
 
 
 def _change(

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
+from trainyard_trainer.history import dumped
+from trainyard_trainer.store import Storage
 
-from devcluster import Cluster
+from devcluster import Cluster, S3Access
 
 TRAINYARD = Path(sys.executable).with_name("trainyard")
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -205,12 +208,45 @@ def test_an_end_before_the_last_change_of_the_spec_is_not_the_end(trainyard: Run
     assert found[0].returncode == 0
 
 
-def test_logs_of_a_job_without_a_pod_say_where_to_look(trainyard: Run, job: str, set_status: Any):
-    assert "has no pod yet" in trainyard("job", "logs", job).stderr
-    set_status(job, attempts=[{"number": 1, "jobName": "cells-r0-a1", "createTime": "2026-01-01T00:00:00Z"}])
-    done = trainyard("job", "logs", job)
-    assert done.returncode == 1
-    assert "s3://vision/models/cells/runs/" in done.stderr
+def test_logs_and_metrics_of_a_job_without_a_pod_come_from_storage(
+    trainyard: Run, set_status: Any, s3: S3Access, crds: Cluster, namespace: str
+):
+    cells = manifest("cells", output={"uri": "s3://clilogs/models", "secretName": "store"})
+    assert trainyard("job", "submit", "-", stdin=yaml.safe_dump(cells)).returncode == 0
+    assert "has no pod yet" in trainyard("job", "logs", "cells").stderr
+    assert "no metrics yet" in trainyard("job", "metrics", "cells").stderr
+    made = {"jobName": "cells-r0-a1", "createTime": "2026-01-01T00:00:00Z"}
+    set_status("cells", attempts=[{"number": 1, **made}, {"number": 2, **made}])
+    without = trainyard("job", "logs", "cells")
+    assert without.returncode == 1
+    assert "the Secret store cannot be read" in without.stderr
+
+    keys = [f"--from-literal={name}={value}" for name, value in s3.environment().items()]
+    crds.kubectl("-n", namespace, "create", "secret", "generic", "store", *keys)
+    storage = Storage(s3.environment())
+    boto3.client(
+        "s3", endpoint_url=s3.endpoint, region_name=s3.region, aws_access_key_id=s3.access_key_id,
+        aws_secret_access_key=s3.secret_access_key,
+    ).create_bucket(Bucket="clilogs")  # fmt: skip
+    uid = json.loads(trainyard("job", "list", "cells", "-o", "json").stdout)["items"][0]["metadata"]["uid"]
+    folder = f"s3://clilogs/models/cells/runs/cells-{uid[:8]}-r0/attempts/"
+    storage.put_bytes(f"{folder}2/log.jsonl", b'{"event": "phase"}\n{"event": "result"}\n')
+    for attempt, steps in ((1, (1, 2, 3)), (2, (3, 4))):
+        lines = [{"kind": "step", "step": step, "loss": attempt / step} for step in steps]
+        storage.put_bytes(
+            f"{folder}{attempt}/metrics.jsonl",
+            dumped([*lines, {"kind": "evaluation", "step": steps[-1], "mAP50": 0.5}]),
+        )
+
+    assert trainyard("job", "logs", "cells").stdout.splitlines() == ['{"event": "phase"}', '{"event": "result"}']
+    assert trainyard("job", "logs", "cells", "--tail", "1").stdout == '{"event": "result"}\n'
+    assert "no log at" in trainyard("job", "logs", "cells", "--attempt", "1").stderr
+    every = json.loads(trainyard("job", "metrics", "cells", "-o", "json").stdout)
+    assert [line["loss"] for line in every if line["kind"] == "step"] == [1.0, 0.5, 2 / 3, 0.5]
+    shown = trainyard("job", "metrics", "cells").stdout.splitlines()
+    assert shown[0].split() == ["STEP", "LOSS", "mAP50"]
+    assert shown[1].split() == ["4", "0.5", "0.5"]
+    assert shown[-1].split() == ["loss", "█▁▃▁", "1", "0.5", "0.5"]
 
 
 def test_a_cluster_that_does_not_answer_is_named(cluster: Cluster, tmp_path: Path):

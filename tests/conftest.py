@@ -26,6 +26,8 @@ from devcluster.tools import control_plane_programs
 STATE = "TRAINYARD_TEST_STATE"
 """Environment variable with which the main process tells its xdist workers where their cluster lives."""
 NEEDS_CLUSTER = {"cluster", "crds", "namespace", "s3", "nodes"}
+FIRST = ("e2e", "operator")
+"""Folders of the tests that wait most, in the order in which they begin."""
 NODES, GPUS = 2, 4
 LOGS_KEPT_SECONDS = 24 * 3600
 
@@ -39,10 +41,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake."""
+    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake.
+
+    With several workers (`--dist loadgroup`) a file is one worker's, for it shares fixtures; the end-to-end tests share an
+    installed chart, take longest, and so begin first.
+    """
     for item in items:
         if NEEDS_CLUSTER & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
+        end_to_end = item.path.parent.name == "e2e"
+        item.add_marker(pytest.mark.xdist_group("e2e" if end_to_end else str(item.path)))
+    items.sort(key=lambda item: FIRST.index(item.path.parent.name) if item.path.parent.name in FIRST else len(FIRST))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "dataset": "trainyard_cli.dataset",
     "job": "trainyard_cli.job",
     "service": "trainyard_cli.service",
+    "budget": "trainyard_cli.budget",
     "run": "trainyard_cli.run",
 }
 """Name of the command, and the module whose `app` it is; in the order of the help."""

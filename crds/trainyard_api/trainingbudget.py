@@ -38,10 +38,12 @@ class Reservation(Model):
 
     schema_defaults = False
 
+    job_name: Word = Field(description="Name of the job.")
     job_uid: Word = Field(alias="jobUID", description="Uid of the job.")
     attempt: int = Field(ge=1, description="Number of the attempt.")
     run: int = Field(default=0, ge=0, description="The run that it belongs to.")
     seconds: int = Field(ge=0, description="Seconds set aside.")
+    start_time: datetime | None = Field(default=None, description="When its first training step was reported.")
 
 
 class TrainingBudgetStatus(Model):
@@ -53,7 +55,9 @@ class TrainingBudgetStatus(Model):
         default=-1, ge=-1, description="Generation of the spec that the operator has seen; -1: none yet."
     )
     revision: int | None = Field(default=None, ge=0, description="Raised by every write.")
-    period_start: datetime | None = Field(default=None, description="When the running period began.")
+    period_start: datetime | None = Field(
+        default=None, description="When the present period began; an execution counts in the period in which it ends."
+    )
     used_seconds: int = Field(default=0, ge=0, description="Training time used in this period, exact.")
     used_minutes: int = Field(default=0, ge=0, description="Training time used in this period.")
     reserved_minutes: int = Field(default=0, ge=0, description="Set aside for what runs now.")
@@ -69,7 +73,7 @@ class TrainingBudgetStatus(Model):
 
 
 class TrainingBudget(Model):
-    """A limit on a team's training time. This release keeps it and does not enforce it yet."""
+    """A limit on a team's training time."""
 
     spec: TrainingBudgetSpec
     status: TrainingBudgetStatus | None = None

@@ -190,6 +190,11 @@ class Attempt(Model):
         default=None, ge=0, description="Its longest time, as it was when the attempt was decided."
     )
     finish: bool = Field(default=False, description="Whether it was made only to publish the best model so far.")
+    budget_uids: Annotated[tuple[Word, ...], Field(max_length=64)] = Field(
+        default=(),
+        alias="budgetUIDs",
+        description="Uids of the TrainingBudgets that had its time set aside before it began.",
+    )
     image: Annotated[str, Field(max_length=1024)] | None = Field(
         default=None, description="Digest of the image that ran."
     )

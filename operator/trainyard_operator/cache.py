@@ -14,6 +14,7 @@ from trainyard_operator.cluster import (
     MODEL_VERSIONS,
     NODES,
     PODS,
+    TRAINING_BUDGETS,
     TRAINING_JOBS,
     TRAINING_SERVICES,
     Object,
@@ -21,11 +22,14 @@ from trainyard_operator.cluster import (
 )
 from trainyard_operator.decide import parse
 from trainyard_operator.decide.admission import service_name_of
+from trainyard_operator.decide.budget import SPENT
+from trainyard_operator.decide.case import open_attempts
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_SERVICE,
     AttemptJob,
     AttemptPod,
+    BudgetView,
     JobView,
     NodeView,
     ServiceView,
@@ -183,8 +187,15 @@ class Caches:
             parse.parse_job,
             keep_status=True,
             service=lambda name, view: ((name[0], service_name_of(view.spec)),),
+            active=lambda name, view: (name[0],) if open_attempts(view.status) else (),
+            reason=lambda name, view: ((name[0], view.status.reason),) if view.status.reason == SPENT else (),
         )
-        self.services: Cache[ServiceView] = Cache(TRAINING_SERVICES, parse.parse_service, keep_status=True)
+        self.services: Cache[ServiceView] = Cache(
+            TRAINING_SERVICES, parse.parse_service, keep_status=True, namespace=lambda name, _: (name[0],)
+        )
+        self.budgets: Cache[BudgetView] = Cache(
+            TRAINING_BUDGETS, parse.parse_budget, keep_status=True, namespace=lambda name, _: (name[0],)
+        )
         self.versions: Cache[VersionView] = Cache(
             MODEL_VERSIONS,
             parse.parse_version,
@@ -215,5 +226,6 @@ class Caches:
 
     def all(self, *, nodes: bool) -> tuple[Cache[Any], ...]:
         """Every cache; that of nodes only where the operator may read them."""
-        caches = (self.services, self.jobs, self.versions, self.attempt_jobs, self.pods)
+        # Budgets first: a list of jobs must not be older than what it is settled with.
+        caches = (self.budgets, self.services, self.jobs, self.versions, self.attempt_jobs, self.pods)
         return (*caches, self.nodes) if nodes else caches

@@ -16,6 +16,7 @@ from trainyard_operator.actions import Actions
 from trainyard_operator.cluster import (
     CORE_EVENTS,
     MODEL_VERSIONS,
+    TRAINING_BUDGETS,
     TRAINING_JOBS,
     TRAINING_SERVICES,
     Cluster,
@@ -27,12 +28,14 @@ from trainyard_operator.cluster import (
     StaleError,
     status_operations,
 )
-from trainyard_operator.decide import admission, lifecycle, parse, service
+from trainyard_operator.decide import admission, budget, lifecycle, parse, service
 from trainyard_operator.decide.diagnosis import workload_of
 from trainyard_operator.decide.model import (
     Action,
     AttemptJob,
     AttemptPod,
+    BudgetSnapshot,
+    BudgetView,
     CreateVersion,
     Defaults,
     EventView,
@@ -105,6 +108,8 @@ class Reconciler:
                     return await self._reconcile_service(key)
                 case Kind.VERSION:
                     return await self._reconcile_version(key)
+                case Kind.BUDGET:
+                    return await self._reconcile_budget(key)
         except Exception:
             self._metrics.reconcile_errors.labels(key.kind).inc()
             raise
@@ -208,6 +213,7 @@ class Reconciler:
             versions=caches.versions.by("namespace", namespace),
             start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
             refusals=tuple(self._refusals.get(Key(Kind.JOB, namespace, name), {}).values()),
+            budgets=caches.budgets.by("namespace", namespace),
             reports_since=self._reports_since,
             defaults=self._defaults,
         )
@@ -284,6 +290,39 @@ class Reconciler:
             self._watch.queue.add(Key(Kind.JOB, key.namespace, job))
         return _seconds_until(plan.look_again_at)
 
+    async def _reconcile_budget(self, key: Key) -> float | None:
+        entry = self._caches.budgets.entry((key.namespace, key.name))
+        if entry is None:
+            return None
+        raw = entry.status or {}
+        plan = budget.decide_budget(await self._budget_snapshot(key.namespace, entry.view))
+        new = plan.status.to_dict()
+        operations = status_operations(raw, new, sorted((raw.keys() | new.keys()) - {"revision"}))
+        if operations:
+            revision = raw.get("revision")
+            operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
+            tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
+            if not await self._write(TRAINING_BUDGETS, key, tests, operations):
+                return STALE_SECONDS
+        self._emit(TRAINING_BUDGETS, entry.view.metadata, plan.events)
+        return _seconds_until(plan.look_again_at)
+
+    async def _budget_snapshot(self, namespace: str, view: BudgetView) -> BudgetSnapshot:
+        caches = self._caches
+        services = caches.services.by("namespace", namespace)
+        names = {name for _, name in caches.jobs.names_by("active", namespace)}
+        names |= {entry.name for s in services if s.status.admission for entry in s.status.admission.jobs}
+        for reservation in view.status.reservations:
+            names.add(reservation.job_name)
+            job = caches.jobs.get((namespace, reservation.job_name))
+            if job is None or job.metadata.uid != reservation.job_uid:
+                # Its account is closed for good: a watch may have a gap.
+                found = await self._cluster.find(TRAINING_JOBS, namespace, reservation.job_name)
+                if found is not None:
+                    self._watch.arrived(caches.jobs, found)
+        jobs = [caches.jobs.get((namespace, name)) for name in sorted(names)]
+        return BudgetSnapshot(_now(), view, services, tuple(job for job in jobs if job is not None))
+
     async def _reconcile_version(self, key: Key) -> float | None:
         """A ModelVersion whose job is gone; while the job is there, the job's own reconcile writes the version."""
         entry = self._caches.versions.entry((key.namespace, key.name))
@@ -306,6 +345,7 @@ class Reconciler:
             TRAINING_JOBS: self._caches.jobs,
             TRAINING_SERVICES: self._caches.services,
             MODEL_VERSIONS: self._caches.versions,
+            TRAINING_BUDGETS: self._caches.budgets,
         }[resource]
         try:
             written: Object = await self._cluster.patch_status(

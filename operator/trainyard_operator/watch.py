@@ -6,7 +6,8 @@ object in and add keys. Which key a change wakes is the whole content of this mo
 - a TrainingJob wakes itself and its service, but only when what a decision reads has changed, never on mere progress;
 - a service wakes the jobs of its batch, and all that wait for it when its spec or its state changed;
 - a batch/v1 Job or a pod wakes the job and the service in its labels; a node those whose pods it runs;
-- a job that is gone wakes its model versions.
+- a job that is gone wakes its model versions;
+- jobs and services wake the budgets of their namespace, a budget the jobs that its time is enough for now.
 """
 
 import logging
@@ -22,11 +23,13 @@ from trainyard_api.trainingjob import JobState
 from trainyard_operator.cache import Cache, Caches, Change, Name
 from trainyard_operator.cluster import JOBS, PODS, Cluster, Object
 from trainyard_operator.decide.admission import service_name_of
+from trainyard_operator.decide.budget import SPENT, has_time
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_SERVICE,
     AttemptJob,
     AttemptPod,
+    BudgetView,
     JobView,
     NodeView,
     ServiceView,
@@ -43,6 +46,7 @@ class Kind(StrEnum):
     JOB = "TrainingJob"
     SERVICE = "TrainingService"
     VERSION = "ModelVersion"
+    BUDGET = "TrainingBudget"
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,8 @@ class Watch:
                 return self._keys_of_job(change)
             case ServiceView():
                 return self._keys_of_service(change)
+            case BudgetView():
+                return self._keys_of_budget(change)
             case VersionView():
                 return self._keys_of_version(change.name, view)
             case AttemptJob() | AttemptPod():
@@ -148,6 +154,7 @@ class Watch:
         for view in (change.old, change.new):
             if view is not None:
                 yield Key(Kind.SERVICE, namespace, service_name_of(view.spec))
+        yield from self._budgets(namespace)
         if change.new is None:
             for version in self.caches.versions.names_by("job", change.name):
                 yield Key(Kind.VERSION, *version)
@@ -156,6 +163,7 @@ class Watch:
         namespace, name = change.name
         old, new = change.old, change.new
         yield Key(Kind.SERVICE, namespace, name)
+        yield from self._budgets(namespace)
         if new is not None and new.status.admission is not None:
             for job in new.status.admission.jobs:
                 yield Key(Kind.JOB, namespace, job.name)
@@ -164,6 +172,24 @@ class Watch:
             for job in self.caches.jobs.by("service", change.name):
                 if job.status.state not in OVER:
                     yield Key(Kind.JOB, namespace, job.metadata.name)
+
+    def _budgets(self, namespace: str) -> Iterable[Key]:
+        for name in self.caches.budgets.names_by("namespace", namespace):
+            yield Key(Kind.BUDGET, *name)
+
+    def _keys_of_budget(self, change: Change[BudgetView]) -> Iterable[Key]:
+        """The budget; the jobs of every batch, which may have their reservation; those for which there is time now."""
+        namespace, name = change.name
+        yield Key(Kind.BUDGET, namespace, name)
+        for service in self.caches.services.by("namespace", namespace):
+            for job in service.status.admission.jobs if service.status.admission else ():
+                yield Key(Kind.JOB, namespace, job.name)
+        old, new = change.old, change.new
+        edited = old is None or new is None or old.metadata.generation != new.metadata.generation
+        for job in self.caches.jobs.by("reason", (namespace, SPENT)):
+            service = self.caches.services.get((namespace, service_name_of(job.spec)))
+            if edited or new is None or (service is not None and has_time(new, job, service)):
+                yield Key(Kind.JOB, namespace, job.metadata.name)
 
     def _keys_of_version(self, name: Name, view: VersionView) -> Iterable[Key]:
         if self.caches.jobs.get((name[0], view.spec.job_name)) is None:
@@ -214,6 +240,7 @@ class Watch:
             (Kind.SERVICE, self.caches.services),
             (Kind.JOB, self.caches.jobs),
             (Kind.VERSION, self.caches.versions),
+            (Kind.BUDGET, self.caches.budgets),
         ):
             for name in cache.names():
                 self.queue.add(Key(kind, *name))

@@ -14,7 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainyard_operator.cluster import JOBS, MODEL_VERSIONS, PODS, TRAINING_JOBS, TRAINING_SERVICES, Cluster
+from trainyard_operator.cluster import (
+    JOBS,
+    MODEL_VERSIONS,
+    PODS,
+    TRAINING_BUDGETS,
+    TRAINING_JOBS,
+    TRAINING_SERVICES,
+    Cluster,
+    Resource,
+)
 
 FAKE_TRAINER = Path(__file__).parent / "fake_trainer"
 FINAL = {"Succeeded", "Failed", "Stopped", "Canceled", "Aborted"}
@@ -123,6 +132,34 @@ class Yard:
             "spec": defaults,
         }
         return await self.api.create(TRAINING_SERVICES, body)
+
+    async def patch_service(self, name: str, **spec: Any) -> None:
+        """Change fields of a service's spec, named by their paths (`scaling__maxInstances`)."""
+        operations = [
+            {"op": "add", "path": "/spec/" + path.replace("__", "/"), "value": value} for path, value in spec.items()
+        ]
+        await self.api.patch(TRAINING_SERVICES, self.namespace, name, operations)
+
+    async def budget(self, name: str = "team", **spec: Any) -> Object:
+        body = {
+            "apiVersion": "trainyard.dev/v1alpha1",
+            "kind": "TrainingBudget",
+            "metadata": {"namespace": self.namespace, "name": name},
+            "spec": spec,
+        }
+        return await self.api.create(TRAINING_BUDGETS, body)
+
+    async def object_until(
+        self, resource: Resource, name: str, condition: Callable[[Object], Any], seconds: float = 60
+    ) -> Object:
+        """The status of any object once `condition` holds for it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status = (await self.api.get(resource, self.namespace, name)).get("status") or {}
+            if condition(status):
+                return status
+            assert time.monotonic() < deadline, f"{resource.kind} {name}: {json.dumps(status, indent=1)}"
+            await asyncio.sleep(0.2)
 
     async def job(self, name: str, *attempts: Object, service: str | None = "fake", **spec: Any) -> Object:
         """A job whose attempts do what is told, on `service`."""

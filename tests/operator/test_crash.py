@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from trainyard_api.run import Intake as IntakeAddress
 from trainyard_operator import tls
-from trainyard_operator.cluster import JOBS, LEASES, Cluster
+from trainyard_operator.cluster import JOBS, LEASES, TRAINING_BUDGETS, Cluster
 from trainyard_operator.events import Recorder
 from trainyard_operator.intake import PATH, Intake, serve, server_context
 from trainyard_operator.metrics import Metrics
@@ -112,13 +112,15 @@ async def test_an_operator_that_dies_after_every_single_write_brings_jobs_to_the
 ):
     yard = Yard(api, namespace, None)
     await yard.service("fake", scaling={"maxInstances": 1}, execution={"backoffSeconds": 0, "drainSeconds": 5})
+    await yard.budget(trainingMinutes=70)  # one execution of an hour, not two
     await yard.job("fails-once", {"exit": 1}, {})
     await yard.job("waits", {"steps": 1})
 
     async def all_done() -> bool:
         states = [(await yard.status(name))["state"] for name in ("fails-once", "waits")]
         assert "Failed" not in states
-        return states == ["Succeeded", "Succeeded"]
+        held = (await api.get(TRAINING_BUDGETS, namespace, "team")).get("status", {}).get("reservations")
+        return states == ["Succeeded", "Succeeded"] and not held
 
     async with taking_reports(api) as address:
         deaths = await lives(api, namespace, address, all_done)
@@ -132,8 +134,12 @@ async def test_an_operator_that_dies_after_every_single_write_brings_jobs_to_the
     made = sorted(item["metadata"]["name"] for item in await api.list_all(JOBS, namespace))
     assert made == ["fails-once-r0-a1", "fails-once-r0-a2", "waits-r0-a1"]
     assert [v["status"]["state"] for v in await yard.versions("fails-once")] == ["Ready"]
-    # One instance: the attempts of both jobs never overlapped.
+    # Each training second is counted once.
+    team = (await api.get(TRAINING_BUDGETS, namespace, "team"))["status"]
     attempts = [a for name in ("fails-once", "waits") for a in (await yard.status(name))["attempts"]]
+    assert team.get("reservations", []) == []
+    assert team.get("usedSeconds", 0) == sum(attempt.get("trainingSeconds", 0) for attempt in attempts) > 0
+    # One instance: the attempts of both jobs never overlapped.
     spans = sorted((a["createTime"], a["endTime"]) for a in attempts)
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
 

@@ -62,10 +62,11 @@ def is_waiting(job: JobView) -> bool:
 
 def queue(jobs: tuple[JobView, ...]) -> list[JobView]:
     """The waiting jobs in the order in which they start: priority, then age."""
-    return sorted((job for job in jobs if is_waiting(job)), key=_order)
+    return sorted((job for job in jobs if is_waiting(job)), key=queue_order)
 
 
-def _order(job: JobView) -> tuple[int, datetime, str]:
+def queue_order(job: JobView) -> tuple[int, datetime, str]:
+    """Priority, then age."""
     created = job.metadata.creation_time or datetime.max.replace(tzinfo=UTC)
     return -(job.spec.policy.priority or 0), created, job.metadata.name
 
@@ -73,7 +74,7 @@ def _order(job: JobView) -> tuple[int, datetime, str]:
 def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
     """How the queue looks from `job`, which is counted in whether its status says already that it waits or not."""
     others = tuple(other for other in snapshot.jobs if other.metadata.uid != job.metadata.uid and is_waiting(other))
-    ahead = sum(_order(other) < _order(job) for other in others)
+    ahead = sum(queue_order(other) < queue_order(job) for other in others)
     limit = snapshot.service.spec.queue.max_length
     return QueuePlace(
         position=ahead + 1,

@@ -28,6 +28,7 @@ from typing import Any
 from trainyard_api.execution import Execution, Instance
 from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
 from trainyard_api.run import RunSpec
+from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
 from trainyard_api.trainingjob import Attempt, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 
@@ -72,6 +73,15 @@ class ServiceView:
     metadata: Metadata
     spec: TrainingServiceSpec
     status: TrainingServiceStatus
+
+
+@dataclass(frozen=True)
+class BudgetView:
+    """A TrainingBudget."""
+
+    metadata: Metadata
+    spec: TrainingBudgetSpec
+    status: TrainingBudgetStatus
 
 
 @dataclass(frozen=True)
@@ -325,6 +335,8 @@ class JobSnapshot:
     """The job that `startFrom.job` names, if it exists."""
     refusals: tuple[Refusal, ...] = ()
     """What the API server did not let this operator do for the job, as it last said."""
+    budgets: tuple[BudgetView, ...] = ()
+    """Every TrainingBudget of the namespace."""
     reports_since: datetime | None = None
     """Since when this operator takes reports: nobody is blamed for silence before that."""
     defaults: Defaults = field(default_factory=Defaults)
@@ -343,6 +355,18 @@ class ServiceSnapshot:
     nodes: Mapping[str, NodeView] | None = None
     """Nodes by name; None where the operator may not read them."""
     defaults: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True)
+class BudgetSnapshot:
+    """All that a decision about one TrainingBudget is made of."""
+
+    now: datetime
+    budget: BudgetView
+    services: tuple[ServiceView, ...] = ()
+    """Every TrainingService of the namespace."""
+    jobs: tuple[JobView, ...] = ()
+    """At least every TrainingJob that has a reservation, is in the batch of a service, or has an attempt that has not ended."""
 
 
 # --- what is to be done -------------------------------------------------------------------------------------------------
@@ -464,6 +488,14 @@ class ServicePlan:
     `admission.revision`."""
     wake: tuple[str, ...] = ()
     """Names of the jobs of the batch: to be reconciled after the write."""
+    events: tuple[Note, ...] = ()
+    look_again_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    status: TrainingBudgetStatus
+    """The whole new status; `revision` is that of the snapshot, the shell raises it when it writes."""
     events: tuple[Note, ...] = ()
     look_again_at: datetime | None = None
 

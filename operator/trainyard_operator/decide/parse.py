@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
+from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
 from trainyard_api.trainingjob import TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 
@@ -12,6 +13,7 @@ from trainyard_operator.decide.model import (
     TRAINER_CONTAINER,
     AttemptJob,
     AttemptPod,
+    BudgetView,
     ContainerView,
     EventView,
     JobView,
@@ -53,6 +55,15 @@ def parse_service(body: Body) -> ServiceView:
         _metadata(body),
         TrainingServiceSpec.model_validate(body["spec"]),
         TrainingServiceStatus.model_validate(body.get("status") or {}),
+    )
+
+
+def parse_budget(body: Body) -> BudgetView:
+    """A TrainingBudget. Raises pydantic's ValidationError as `parse_job`."""
+    return BudgetView(
+        _metadata(body),
+        TrainingBudgetSpec.model_validate(body["spec"]),
+        TrainingBudgetStatus.model_validate(body.get("status") or {}),
     )
 
 

@@ -7,6 +7,7 @@ from trainyard_api.status import Condition, ConditionStatus
 from trainyard_api.storage import attempt_job_name
 from trainyard_api.trainingjob import Attempt, End, JobState
 
+from trainyard_operator.decide import budget
 from trainyard_operator.decide.admission import admitted, is_ready, next_attempt
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import supervise
@@ -33,12 +34,24 @@ def queue_up(case: Case, draft: Draft) -> Draft:
     if next_attempt(status) > MAX_ATTEMPT_NUMBER:
         said = f"{MAX_ATTEMPT_NUMBER} attempts of this run have ended; raise spec.rerun for a new run."
         return finished(draft, JobState.FAILED, "TooManyAttempts", said, case.now)
+    if found := _shortage(case, draft):
+        waiting = _waiting(case, draft).set(queue_position=None)
+        return waiting.say(JobState.TRY_AGAIN_LATER, budget.SPENT, budget.said(found))
     if not _has_entry(case, draft):
         return _describe(case, _waiting(case, draft))
-    if is_ready(case.snapshot.job.status):
-        return _open(case, draft)
-    # An entry from before is still there. It holds once the job's written status says that it waits: the next look.
-    return _describe(case, _waiting(case, draft)).look_at(case.now)
+    if not is_ready(case.snapshot.job.status):
+        # An entry from before is still there. It holds once the job's written status says that it waits: the next look.
+        return _describe(case, _waiting(case, draft)).look_at(case.now)
+    limiting = budget.limiting(case.snapshot.budgets, case.service_name)
+    if not all(budget.holds(each, case.snapshot.job, draft.status) for each in limiting):
+        return _describe(case, _waiting(case, draft))  # until they have set its time aside
+    return _open(case, draft)
+
+
+def _shortage(case: Case, draft: Draft) -> budget.Shortage | None:
+    service = case.snapshot.service
+    assert service is not None
+    return budget.shortage(case.snapshot.budgets, case.snapshot.job, draft.status, service.spec, case.now)
 
 
 def _has_entry(case: Case, draft: Draft) -> bool:
@@ -103,6 +116,9 @@ def _open(case: Case, draft: Draft) -> Draft:
         reset=service.spec.reset if service else 0,
         finish=spec.end is End.FINISH,
         timeout_seconds=case.execution.timeout_seconds,
+        budgetUIDs=tuple(
+            each.metadata.uid for each in budget.limiting(case.snapshot.budgets, case.service_name)[: budget.MAX_LISTED]
+        ),
     )
     waited = int((case.now - status.queued_time).total_seconds()) if status.queued_time else 0
     draft = draft.with_attempt(attempt).set(

@@ -8,9 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from trainyard_api.report import Phase
+from trainyard_api.trainingbudget import Reservation
 from trainyard_api.trainingjob import JobState
 from trainyard_operator.decide import admission, lifecycle
-from trainyard_operator.decide.model import JobPlan, JobSnapshot, NodeView, ObjectCondition, ServiceSnapshot
+from trainyard_operator.decide.budget import charged_seconds
+from trainyard_operator.decide.model import (
+    BudgetSnapshot,
+    JobPlan,
+    JobSnapshot,
+    NodeView,
+    ObjectCondition,
+    ServiceSnapshot,
+)
 from trainyard_operator.status import TERMINAL
 
 from tests.operator.decide.world import World
@@ -18,6 +27,7 @@ from tests.operator.decide.world import World
 SERVICE = "mgmt-train-yard-nano"
 NAMES = ("a", "b", "c")
 CAPACITY = 2
+BUDGET_MINUTES = 60  # three executions of 1,000 s, and a bit
 MAX_ATTEMPTS, MAX_DISRUPTIONS = 2, 3
 EXIT_CODES = (0, 1, 64, 65, 69, 73, 74, 75, 76, 77, 78, 79, 137)
 Event = Callable[[], object]
@@ -30,11 +40,16 @@ class Play:
     world: World = field(default_factory=World)
     old_jobs: list[JobSnapshot] = field(default_factory=list)
     old_services: list[ServiceSnapshot] = field(default_factory=list)
+    old_budgets: list[BudgetSnapshot] = field(default_factory=list)
     final: dict[str, tuple[str, int, JobState]] = field(default_factory=dict)
     lost: bool = False
     """Whether the node ever fell silent."""
     deleted: bool = False
     """Whether somebody else ever deleted a Job of the operator's."""
+    jobs_deleted: bool = False
+    used: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    """Training time that each ended attempt counts with."""
+    reserved: set[Reservation] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         execution = {
@@ -46,6 +61,7 @@ class Play:
             "timeoutSeconds": 1000,
             "drainSeconds": 30,
         }
+        self.world.limit("team", trainingMinutes=BUDGET_MINUTES, period="Total")
         self.world.serve(SERVICE, scaling={"maxInstances": CAPACITY}, execution=execution)
         for priority, name in enumerate(NAMES):
             self.world.apply(name, policy={"priority": priority % 2})
@@ -57,7 +73,7 @@ class Play:
         world = self.world
         events: list[Event] = [world.settle] * 3
         events += [lambda: world.reconcile_service(SERVICE), lambda: world.tick((1, 11, 61, 130, 301, 3601)[n % 6])]
-        events += [world.kubelet, self._node, lambda: self._service(n)]
+        events += [world.reconcile_budget, world.kubelet, self._node, lambda: self._service(n)]
         for name in NAMES:
             if name not in world.jobs:
                 events.append(lambda name=name: world.apply(name))
@@ -78,7 +94,7 @@ class Play:
         if n % 3 == 0:
             events.append(lambda: world.apply(name, end=("Finish", "Abort", None)[n % 9 // 3]))
         if n % 7 == 0:
-            events += [lambda: world.apply(name, rerun=spec.rerun + 1), lambda: world.delete(name)]
+            events += [lambda: world.apply(name, rerun=spec.rerun + 1), lambda: self._delete(name)]
         return events
 
     def _in_cluster(self, name: str, n: int) -> list[Event]:
@@ -115,11 +131,13 @@ class Play:
     def _remember(self, name: str) -> None:
         self.old_jobs.append(self.world.snapshot(name))
         self.old_services.append(self.world.service_snapshot(SERVICE))
+        self.old_budgets.append(self.world.budget_snapshot("team"))
 
     def _old_leader(self, n: int) -> None:
         index = n % len(self.old_jobs)
         self.world.carry_out_plan(self.old_jobs[index])
         self.world.carry_out_service_plan(self.old_services[index])
+        self.world.carry_out_budget_plan(self.old_budgets[index])
 
     def _service(self, n: int) -> None:
         held = self.world.services[SERVICE].spec
@@ -145,6 +163,10 @@ class Play:
         target = ObjectCondition("DisruptionTarget", "True", "EvictionByEvictionAPI", "Eviction API: evicting")
         self.world.change(pod, conditions=(target,))
         self.world.end(name, 75)
+
+    def _delete(self, name: str) -> None:
+        self.jobs_deleted = True
+        self.world.delete(name)
 
     def _delete_child(self, name: str) -> None:
         self.deleted = True
@@ -173,6 +195,16 @@ class Play:
             assert status.state is not JobState.UNSPECIFIED, status.message
             assert status.completion_time is None or status.current is None
             self._final_is_final(name)
+            for attempt in status.attempts:
+                if attempt.end_time is not None:
+                    self.used[job.metadata.uid, attempt.run, attempt.number] = charged_seconds(attempt)
+        team = world.budgets["team"].status
+        held = {r.model_copy(update={"start_time": None}) for r in team.reservations}
+        if held - self.reserved:
+            # (An execution that outlasts its timeout may use more than was set aside: nothing new fits then.)
+            total = world.budgets["team"].spec.training_minutes * 60
+            assert sum(r.seconds for r in team.reservations) + team.used_seconds <= total, "more than there is"
+        self.reserved = held
 
     def _final_is_final(self, name: str) -> None:
         job = self.world.jobs[name]
@@ -191,6 +223,7 @@ class Play:
         world.nodes["node-0"] = NodeView("node-0", since=world.now)
         mended = world.services[SERVICE].spec.model_copy(update={"paused": False, "architecture": "yard-nano"})
         world.serve(SERVICE, **mended.to_dict())
+        world.limit("team", trainingMinutes=10**6, period="Total")
         for name in list(world.jobs):
             world.apply(name, suspend=False, end=None)
         for _ in range(60):
@@ -212,6 +245,9 @@ class Play:
             world.tick(world.defaults.keep_finished_seconds + 1)
             world.settle()
             world.kubelet()
+        team = world.budgets["team"].status
+        assert team.reservations == ()
+        assert self.jobs_deleted or team.used_seconds == sum(self.used.values())
         assert not world.attempt_jobs
         assert not any(not pod.over for pod in world.pods.values())
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from trainyard_api.modelversion import ModelVersionStatus
 from trainyard_api.report import Phase, Result
+from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
 from trainyard_api.trainingjob import Progress, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
-from trainyard_operator.decide import admission, lifecycle, service
+from trainyard_operator.decide import admission, budget, lifecycle, service
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
     LABEL_JOB,
@@ -21,6 +22,8 @@ from trainyard_operator.decide.model import (
     Action,
     AttemptJob,
     AttemptPod,
+    BudgetSnapshot,
+    BudgetView,
     ContainerView,
     CreateJob,
     CreateService,
@@ -66,6 +69,7 @@ class World:
     now: datetime = START
     jobs: dict[str, JobView] = field(default_factory=dict)
     services: dict[str, ServiceView] = field(default_factory=dict)
+    budgets: dict[str, BudgetView] = field(default_factory=dict)
     versions: dict[str, VersionView] = field(default_factory=dict)
     attempt_jobs: dict[str, AttemptJob] = field(default_factory=dict)
     pods: dict[str, AttemptPod] = field(default_factory=dict)
@@ -98,6 +102,14 @@ class World:
         metadata = replace(metadata, generation=metadata.generation + 1)
         self.services[name] = ServiceView(metadata, made, old.status if old else TrainingServiceStatus())
 
+    def limit(self, name: str = "team", **spec: Any) -> None:
+        """Create a budget, or replace its spec."""
+        old = self.budgets.get(name)
+        metadata = old.metadata if old else Metadata(NAMESPACE, name, self._uid("tb"), 0, self.now)
+        metadata = replace(metadata, generation=metadata.generation + 1)
+        made = TrainingBudgetSpec.model_validate(spec)
+        self.budgets[name] = BudgetView(metadata, made, old.status if old else TrainingBudgetStatus())
+
     def delete(self, name: str) -> None:
         """Delete a TrainingJob in the background: it is gone at once, garbage collection drains its children."""
         job = self.jobs.pop(name)
@@ -122,6 +134,7 @@ class World:
             versions=tuple(self.versions.values()),
             start_job=self.jobs.get(job.spec.start_from.job or ""),
             refusals=self.refusals,
+            budgets=tuple(self.budgets.values()),
             defaults=self.defaults,
         )
 
@@ -186,6 +199,26 @@ class World:
         assert status.to_dict() == plan.status.to_dict()
         self.services[name] = replace(self.services[name], status=status)
 
+    def budget_snapshot(self, name: str) -> BudgetSnapshot:
+        return BudgetSnapshot(self.now, self.budgets[name], tuple(self.services.values()), tuple(self.jobs.values()))
+
+    def reconcile_budget(self, name: str = "team") -> None:
+        self.carry_out_budget_plan(self.budget_snapshot(name))
+
+    def carry_out_budget_plan(self, snapshot: BudgetSnapshot) -> None:
+        """Decide on a snapshot, which may be an old one; the write is tested on the revision."""
+        name = snapshot.budget.metadata.name
+        plan = budget.decide_budget(snapshot)
+        held = self.budgets.get(name)
+        if held is None or held.status.revision != snapshot.budget.status.revision:
+            return
+        self.notes += [(name, note) for note in plan.events]
+        if plan.status != snapshot.budget.status:
+            new = plan.status.model_copy(update={"revision": (plan.status.revision or 0) + 1})
+            status = TrainingBudgetStatus.model_validate(new.to_dict())
+            assert status.to_dict() == new.to_dict()
+            self.budgets[name] = replace(held, status=status)
+
     def settle(self) -> None:
         """Reconcile everything until nothing changes."""
         for _ in range(30):
@@ -194,12 +227,14 @@ class World:
                 self.reconcile(name)
             for name in list(self.services):
                 self.reconcile_service(name)
+            for name in list(self.budgets):
+                self.reconcile_budget(name)
             if self._state() == before:
                 return
         raise AssertionError("the operator does not come to rest")
 
     def _state(self) -> Any:
-        parts = (self.jobs, self.services, self.versions, self.attempt_jobs, self.pods)
+        parts = (self.jobs, self.services, self.budgets, self.versions, self.attempt_jobs, self.pods)
         return [dict(part) for part in parts]
 
     def _carry_out(self, name: str, action: Action) -> bool:

@@ -42,13 +42,20 @@ def check(
     labels: Labels = None,
     task: TaskOption = Task.DETECTION,
     architecture: ArchitectureOption = "yard-nano",
+    pictures: Annotated[
+        bool | None,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Fetch and decode pictures that lie on S3, or read their first bytes only; default: fetch up to 64 MiB.",
+        ),
+    ] = None,
     max_bytes: MaxBytes = "2Gi",
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Say what a training would find: labels, boxes, what was repaired, what is wrong and where. Exit code 1 when it would fail."""
     from trainyard_cli.datasetview import page
 
-    found = _survey(sources, labels, task, max_bytes)
+    found = _survey(sources, labels, task, max_bytes, pictures)
     known = _architecture(architecture)
     if output in (Format.JSON, Format.YAML):
         print(dump(found.to_dict(known), output))
@@ -69,7 +76,8 @@ def stats(
     """Count images, objects and sizes of boxes for each label."""
     from trainyard_cli.datasetview import label_table, totals
 
-    found = _survey(sources, labels, task, max_bytes)
+    # What is counted is in the annotations; pictures are needed for their sizes only.
+    found = _survey(sources, labels, task, max_bytes, pictures=False)
     if output in (Format.JSON, Format.YAML):
         whole = found.to_dict(_architecture("yard-nano"))
         print(
@@ -169,13 +177,13 @@ def _zipped(source: Path, folder: Path) -> Path:
     return path
 
 
-def _survey(sources: list[str], labels: str | None, task: Task, max_bytes: str) -> Survey:
+def _survey(sources: list[str], labels: str | None, task: Task, max_bytes: str, pictures: bool | None) -> Survey:
     from trainyard_trainer.survey import survey
 
     given = [label.strip() for label in (labels or "").split(",") if label.strip()]
     spec = dataset_spec(sources, max_bytes, **({"labels": given} if given else {}))
     with tempfile.TemporaryDirectory() as cache, phases() as progress:
-        return survey(spec, task, storage(), Path(cache), progress=progress)
+        return survey(spec, task, storage(), Path(cache), pictures=pictures, progress=progress)
 
 
 def _architecture(name: str):

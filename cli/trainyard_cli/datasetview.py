@@ -16,16 +16,28 @@ _TITLES = {
 }
 _SHOWN = {Kind.ERROR: 20, Kind.LOSSY: 3, Kind.REPAIRED: 1, Kind.WARNING: 1}
 """How many findings of one reason are listed."""
+_MOST = 8
+"""Lines of a list; -o json has all of them."""
 
 
 def page(survey: Survey, architecture: Architecture) -> str:
-    """Totals, labels, findings with file and line, advice, and the verdict."""
-    parts = [totals(survey), label_table(survey), *_findings(survey)]
+    """Totals, labels, sizes of objects, findings with file and line, look-alikes, what to add, advice, and the verdict."""
+    parts = [totals(survey), label_table(survey), *_boxes(survey, architecture), *_findings(survey), *_alike(survey)]
+    if additions := survey.additions():
+        more = f"\n  and {len(additions) - _MOST} more (-o json shows all)" if len(additions) > _MOST else ""
+        parts.append("What to add:\n" + "\n".join(f"  {sentence}" for sentence in additions[:_MOST]) + more)
     advice = survey.advice(architecture)
-    parts.append(
-        f"To begin with ({architecture.name}): imageSize {advice['imageSize']}, batchSize {advice['batchSize']} on CPU or"
-        f" {advice['batchSizeGPU']} on GPU, epochs {advice['epochs']}"
+    settings = (
+        f"imageSize {advice.image_size}",
+        f"batchSize {advice.batch_size} on CPU, {advice.batch_size_gpu} on GPU",
+        f"epochs {advice.epochs}",
     )
+    lines = [f"  {setting}: {reason}" for setting, reason in zip(settings, advice.reasons, strict=True)]
+    parts.append("\n".join([f"To begin with ({architecture.name}):", *lines]))
+    if not survey.decoded:
+        parts.append(
+            "Of the pictures only the first bytes were read. --pictures fetches and decodes them: damaged ones and look-alikes."
+        )
     if survey.problem is None:
         parts.append("This dataset can be trained on.")
     return "\n\n".join(parts)
@@ -65,6 +77,30 @@ def label_table(survey: Survey) -> str:
             for row in rows
         ],
     )
+
+
+def _boxes(survey: Survey, architecture: Architecture) -> list[str]:
+    size = survey.advice(architecture).image_size
+    bins = survey.box_bins(size)
+    total = sum(count for _, count in bins)
+    if not total:
+        return []
+    shown = ", ".join(f"{name} {100 * count / total:.0f} %" for name, count in bins if count)
+    return [f"Objects by their shorter side, with images of {size} px: {shown}"]
+
+
+def _alike(survey: Survey) -> list[str]:
+    groups = survey.alike
+    if not groups:
+        return []
+    lines = [
+        f"  {', '.join(group.names[:4])}{f' and {len(group.names) - 4} more' if len(group.names) > 4 else ''}"
+        f"{'   (on different sides)' if group.apart else ''}"
+        for group in groups[:_MOST]
+    ]
+    if len(groups) > _MOST:
+        lines.append(f"  and {len(groups) - _MOST} more groups (-o json names all)")
+    return ["\n".join(["Images that look alike:", *lines])]
 
 
 def _findings(survey: Survey) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainyard_trainer.errors import BadData, StorageRefused
 from trainyard_trainer.records import Finding, Kind, Progress, StopFlag, never, silent
+from trainyard_trainer.remote import RemotePrefix, RemoteZip
 from trainyard_trainer.store import Context, Entry, Stat, Storage, missing, parse
 from trainyard_trainer.store_file import sha256, whole_file
 from trainyard_trainer.voc_source import FolderSource, RangedFile, Source, ZipSource, is_junk, open_directory
@@ -26,7 +27,7 @@ _UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei"
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """One source before it is fetched: what lies there, and how much."""
 
     uri: str
@@ -48,13 +49,8 @@ def fetch(
 
     Raises StorageRefused, StorageUnreachable, BadData (too large, no zip, changed meanwhile) and DiskFull.
     """
-    plans = [_plan(uri, storage) for uri in uris]
+    plans = plan_all(uris, storage, max_bytes)
     total, done = sum(plan.size for plan in plans), 0
-    if total > max_bytes:
-        raise BadData(
-            f"the dataset has {total:,} bytes, more than dataset.limits.maxBytes ({max_bytes:,}); raise it, or use less data.",
-            reason="DatasetTooLarge",
-        )
     sources: list[Source] = []
     findings: list[Finding] = []
     for plan in plans:
@@ -69,12 +65,42 @@ def fetch(
             sources.append(_remote_zip(plan, plan.stat, storage, cache, max_bytes, report))
         else:
             sources.append(_remote_prefix(plan, storage, cache, max_bytes, stop, report))
-        if len(plan.entries) > MANY_OBJECTS and parse(plan.uri).scheme == "s3":
-            message = f"{plan.uri} has {len(plan.entries):,} objects; one zip of them is fetched many times faster"
-            findings.append(Finding(Kind.WARNING, "ManyObjects", message))
+        findings.extend(_many(plan))
         done += plan.size
         progress(done, total)
     return sources, findings
+
+
+def glance(
+    plans: Sequence[Plan], storage: Storage, *, max_bytes: int, max_pixels: int, progress: Progress = silent
+) -> tuple[list[Source], list[Finding]]:
+    """As `fetch`, without the pictures of what lies on S3: their first bytes only. `progress` counts files of one source after the other.
+
+    Raises what `fetch` raises.
+    """
+    sources: list[Source] = []
+    for plan in plans:
+        if parse(plan.uri).scheme == "file":
+            sources.append(_local(plan, Context(never, silent), max_bytes))
+        elif plan.stat is not None:
+            zipped = RemoteZip(
+                plan.uri, plan.stat, storage, max_bytes=max_bytes, max_pixels=max_pixels, progress=progress
+            )
+            sources.append(zipped)
+        else:
+            sources.append(RemotePrefix(plan.uri, plan.entries, storage, max_pixels=max_pixels, progress=progress))
+    return sources, [finding for plan in plans for finding in _many(plan)]
+
+
+def plan_all(uris: Sequence[str], storage: Storage, max_bytes: int) -> list[Plan]:
+    """What lies at the addresses. Raises StorageRefused where there is nothing, BadData where it is too much."""
+    plans = [_plan(uri, storage) for uri in uris]
+    if (total := sum(plan.size for plan in plans)) > max_bytes:
+        raise BadData(
+            f"the dataset has {total:,} bytes, more than dataset.limits.maxBytes ({max_bytes:,}); raise it, or use less data.",
+            reason="DatasetTooLarge",
+        )
+    return plans
 
 
 def quantity(text: str) -> int:
@@ -85,24 +111,31 @@ def quantity(text: str) -> int:
     return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
-def _plan(uri: str, storage: Storage) -> _Plan:
+def _plan(uri: str, storage: Storage) -> Plan:
     at = parse(uri)
     if at.scheme == "file" and Path(at.key).is_dir():
-        return _Plan(uri, 0, None)
+        return Plan(uri, 0, None)
     if at.is_prefix:
         entries = tuple(entry for entry in storage.list(uri) if not entry.uri.endswith("/") and not is_junk(entry.uri))
         if not entries:
             raise StorageRefused(f"there is nothing below {uri}; check the address (upper and lower case count).")
-        return _Plan(uri, sum(entry.size for entry in entries), None, entries)
+        return Plan(uri, sum(entry.size for entry in entries), None, entries)
     stat = storage.head(uri)
     if stat is None:
         if at.scheme == "s3" and storage.list(f"{uri}/"):
             raise StorageRefused(f"{uri} is a prefix, not an object: write {uri}/ with a slash at its end.")
         raise missing(uri)
-    return _Plan(uri, stat.size, stat)
+    return Plan(uri, stat.size, stat)
 
 
-def _local(plan: _Plan, context: Context, max_bytes: int) -> Source:
+def _many(plan: Plan) -> list[Finding]:
+    if len(plan.entries) <= MANY_OBJECTS or parse(plan.uri).scheme != "s3":
+        return []
+    message = f"{plan.uri} has {len(plan.entries):,} objects; one zip of them is fetched many times faster"
+    return [Finding(Kind.WARNING, "ManyObjects", message)]
+
+
+def _local(plan: Plan, context: Context, max_bytes: int) -> Source:
     path = Path(parse(plan.uri).key)
     if path.is_dir():
         source = FolderSource(path, plan.uri)
@@ -115,7 +148,7 @@ def _local(plan: _Plan, context: Context, max_bytes: int) -> Source:
     return ZipSource(path, plan.uri, sha256(path, context), max_bytes=max_bytes)
 
 
-def _remote_zip(plan: _Plan, stat: Stat, storage: Storage, cache: Path, max_bytes: int, report: Progress) -> Source:
+def _remote_zip(plan: Plan, stat: Stat, storage: Storage, cache: Path, max_bytes: int, report: Progress) -> Source:
     path = cache / "data" / f"{_key(plan.uri, stat.etag, str(stat.size))}.zip"
     if not path.exists():
 
@@ -128,7 +161,7 @@ def _remote_zip(plan: _Plan, stat: Stat, storage: Storage, cache: Path, max_byte
 
 
 def _remote_prefix(
-    plan: _Plan, storage: Storage, cache: Path, max_bytes: int, stop: StopFlag, report: Progress
+    plan: Plan, storage: Storage, cache: Path, max_bytes: int, stop: StopFlag, report: Progress
 ) -> Source:
     """All objects as members of one zip, stored as they are: no file is ever named by what storage holds."""
     context = Context(stop, report)

@@ -93,6 +93,11 @@ def build(
     return kept, _decode_all(dataset, kept, side, threads, stop, progress)
 
 
+def look(dataset: Dataset, long_side: int, *, threads: int = 2, progress: Progress = silent) -> Verdict:
+    """Decodes all pictures, to see whether they can be, and keeps none."""
+    return _decode_all(dataset, None, long_side, threads, never, progress)
+
+
 def available_memory() -> int:
     """Bytes that this process may still take: what the machine has free, or the rest of its cgroup's limit, whichever is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -109,7 +114,7 @@ def available_memory() -> int:
 
 
 def _decode_all(
-    dataset: Dataset, kept: PixelCache, side: int, threads: int, stop: StopFlag, progress: Progress
+    dataset: Dataset, kept: PixelCache | None, side: int, threads: int, stop: StopFlag, progress: Progress
 ) -> Verdict:
     corrupt: dict[int, Finding] = {}
     repaired: list[Finding] = []
@@ -125,7 +130,8 @@ def _decode_all(
             pixels = decode(dataset.read(record), record.orientation, side)
         except DECODE_ERRORS as error:
             return error
-        kept.image(index)[:] = pixels
+        if kept is not None:
+            kept.image(index)[:] = pixels
         return perceptual_hash(pixels)
 
     def leave_out(index: int, error: Exception) -> None:
@@ -149,7 +155,8 @@ def _decode_all(
         except DECODE_ERRORS as error:
             leave_out(index, error)
             continue
-        kept.image(index)[:] = pixels
+        if kept is not None:
+            kept.image(index)[:] = pixels
         hashes[index] = perceptual_hash(pixels)
         repaired.append(Finding(Kind.LOSSY, "ImageTruncated", "ends too early; what there is was taken", record.image))
     return Verdict(corrupt, tuple(repaired), hashes)

@@ -5,29 +5,28 @@ Unlike `prepare` it goes on after an error where it can, so that one look shows 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from trainyard_api.architectures import Architecture, Task
 from trainyard_api.dataset import Dataset as DatasetSpec
 
 from trainyard_trainer import pixels, report_data, voc
+from trainyard_trainer.advice import Advice, Alike, additions, advise, alike, box_bins
 from trainyard_trainer.errors import TrainerError
-from trainyard_trainer.fetch import fetch, quantity
+from trainyard_trainer.fetch import fetch, glance, plan_all, quantity
 from trainyard_trainer.prepare import Phase, PhaseProgress, choose_sides
 from trainyard_trainer.records import Finding, Kind, Record, Sides
-from trainyard_trainer.store import Storage
+from trainyard_trainer.store import Storage, parse
 from trainyard_trainer.voc_warnings import near_duplicates
 
 LOOK = 96
 """Long side at which pictures are decoded to see whether they can be."""
-LEAST_OBJECT = 12
-"""Pixels of the network's input that a small object should have."""
-SIZES = (320, 416, 512, 640, 800, 1024)
+LIGHT = 64 << 20
+"""Bytes on S3 up to which everything is fetched and decoded, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,15 @@ class LabelStats:
 
 @dataclass(frozen=True)
 class Survey:
-    """`problem` is the sentence that a training would fail with, None when it would not."""
+    """`problem` is the sentence that a training would fail with, None when it would not; `decoded` tells whether the pictures were
+    decoded, or only their first bytes read."""
 
     dataset: voc.Dataset
     sides: Sides | None
     findings: tuple[Finding, ...]
     problem: str | None
+    alike: tuple[Alike, ...] = ()
+    decoded: bool = True
 
     def groups(self) -> list[report_data.Group]:
         return report_data.grouped(self.findings)
@@ -67,20 +69,21 @@ class Survey:
             counts[record.width, record.height] = counts.get((record.width, record.height), 0) + 1
         return sorted(counts.items(), key=lambda item: -item[1])[:5]
 
-    def advice(self, architecture: Architecture) -> dict[str, int]:
+    def advice(self, architecture: Architecture) -> Advice:
         """Input size, batch size and epochs to begin with."""
-        images = len(self.sides.train) if self.sides else len(self.dataset.records)
-        epochs = math.ceil(3000 * architecture.batch_cpu / max(images, 1))
-        return {
-            "imageSize": _advised_size(self.dataset.records, architecture.image_size),
-            "batchSize": architecture.batch_cpu,
-            "batchSizeGPU": architecture.batch_gpu,
-            "epochs": min(300, max(20, epochs)),
-        }
+        return advise(self.dataset.records, self.sides, architecture)
+
+    def additions(self) -> list[str]:
+        """What to annotate next, where a label is thin."""
+        return additions(self.dataset.records, self.dataset.labels, self.dataset.task, self.sides)
+
+    def box_bins(self, size: int) -> list[tuple[str, int]]:
+        """Objects by their shorter side in pixels, at an input whose long side is `size`."""
+        return box_bins(self.dataset.records, size)
 
     def to_dict(self, architecture: Architecture) -> dict[str, Any]:
         """The whole survey for programs."""
-        dataset = self.dataset
+        dataset, advice = self.dataset, self.advice(architecture)
         return {
             "ok": self.problem is None,
             "problem": self.problem,
@@ -109,8 +112,18 @@ class Survey:
                 "validation": len(self.sides.validation),
                 "test": len(self.sides.test),
             },
+            "picturesDecoded": self.decoded,
             "findings": report_data.grouped_json(self.findings),
-            "advice": self.advice(architecture),
+            "nearDuplicates": [{"images": list(group.names), "onDifferentSides": group.apart} for group in self.alike],
+            "boxSizes": [{"shorterSide": name, "objects": count} for name, count in self.box_bins(advice.image_size)],
+            "advice": {
+                "imageSize": advice.image_size,
+                "batchSize": advice.batch_size,
+                "batchSizeGPU": advice.batch_size_gpu,
+                "epochs": advice.epochs,
+                "reasons": dict(zip(("imageSize", "batchSize", "epochs"), advice.reasons, strict=True)),
+            },
+            "additions": self.additions(),
         }
 
 
@@ -120,32 +133,48 @@ def survey(
     storage: Storage,
     cache: Path,
     *,
+    pictures: bool | None = None,
     progress: PhaseProgress = lambda phase, done, total: None,
 ) -> Survey:
-    """Reads, decodes and splits as a training would. Raises a TrainerError only where there is nothing to survey."""
-    sources, found = fetch(
-        [source.uri for source in spec.sources],
-        storage,
-        cache,
-        max_bytes=quantity(spec.limits.max_bytes),
-        progress=lambda done, total: progress(Phase.FETCHING, done, total),
-    )
+    """Reads, decodes and splits as a training would. Raises a TrainerError only where there is nothing to survey.
+
+    With `pictures=False` those on S3 are neither fetched nor decoded, only their first bytes are read; None: from 64 MiB on.
+    """
+    max_bytes = quantity(spec.limits.max_bytes)
+    plans = plan_all([source.uri for source in spec.sources], storage, max_bytes)
+    remote = sum(plan.size for plan in plans if parse(plan.uri).scheme == "s3")
+    decoded = remote <= LIGHT if pictures is None else pictures or not remote
+
+    def fetching(done: int, total: int) -> None:
+        progress(Phase.FETCHING, done, total)
+
+    if decoded:
+        uris = [source.uri for source in spec.sources]
+        sources, found = fetch(uris, storage, cache, max_bytes=max_bytes, progress=fetching)
+    else:
+        sources, found = glance(
+            plans, storage, max_bytes=max_bytes, max_pixels=spec.limits.max_pixels, progress=fetching
+        )
     dataset = voc.load(
         spec, task, sources, strict=False, progress=lambda done, total: progress(Phase.CHECKING, done, total)
     )
-    _, verdict = pixels.build(dataset, LOOK, cache, progress=lambda done, total: progress(Phase.CACHING, done, total))
+    verdict = pixels.Verdict({}, (), {})
+    if decoded:
+        verdict = pixels.look(dataset, LOOK, progress=lambda done, total: progress(Phase.CACHING, done, total))
+    good = [i for i in range(len(dataset.records)) if i not in verdict.corrupt]
     findings = [*found, *dataset.findings, *verdict.corrupt.values(), *verdict.repaired]
-    sides, problem = None, None
+    left = replace(dataset, records=tuple(dataset.records[i] for i in good))
+    sides, problem, groups = None, None, list[Alike]()
     try:
-        good = [i for i in range(len(dataset.records)) if i not in verdict.corrupt]
-        dataset = dataset.without(verdict.corrupt, verdict.repaired)
-        sides = choose_sides(spec, dataset, storage, None)
-        hashes = {new: verdict.hashes[old] for new, old in enumerate(good)}
-        pairs = near_duplicates(hashes, {i: record.digest for i, record in enumerate(dataset.records)})
-        findings += [*sides.findings, *report_data.likenesses(dataset.records, sides, pairs)]
+        dataset.without(verdict.corrupt, verdict.repaired)
+        sides = choose_sides(spec, left, storage, None)
+        hashes = {new: verdict.hashes[old] for new, old in enumerate(good) if old in verdict.hashes}
+        pairs = near_duplicates(hashes, {i: record.digest for i, record in enumerate(left.records)})
+        findings += [*sides.findings, *report_data.likenesses(left.records, sides, pairs)]
+        groups = alike(left.records, sides, pairs)
     except TrainerError as error:
         problem = str(error)
-    return Survey(dataset, sides, tuple(findings), problem)
+    return Survey(left, sides, tuple(findings), problem, tuple(groups), decoded)
 
 
 def errors(survey: Survey) -> list[Finding]:
@@ -168,15 +197,3 @@ def _label_stats(records: Sequence[Record], label: str) -> LabelStats:
         smallest=round(min(shares), 3) if own else 0,
         largest=round(max(shares), 1) if own else 0,
     )
-
-
-def _advised_size(records: Sequence[Record], default: int) -> int:
-    """The least size at which nine of ten objects have `LEAST_OBJECT` pixels, at least the architecture's."""
-    shares = [
-        min(o.box[2] - o.box[0], o.box[3] - o.box[1]) / max(r.width, r.height) for r in records for o in r.objects
-    ]
-    if len(shares) < 2:
-        return default
-    small = quantiles(shares, n=10)[0]
-    wanted = LEAST_OBJECT / max(small, 1e-6)
-    return max(default, next((size for size in SIZES if size >= wanted), SIZES[-1]))

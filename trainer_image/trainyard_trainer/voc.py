@@ -16,14 +16,14 @@ from trainyard_api.architectures import Task
 from trainyard_api.dataset import Dataset as DatasetSpec
 from trainyard_api.dataset import Unannotated, WithoutObjects
 
-from trainyard_trainer import voc_boxes, voc_image, voc_json, voc_labels, voc_layout, voc_tags, voc_xml
+from trainyard_trainer import voc_boxes, voc_json, voc_labels, voc_layout, voc_tags, voc_xml
 from trainyard_trainer.errors import BadData, Interrupted
 from trainyard_trainer.records import Finding, Kind, Progress, Record, StopFlag, never, silent
-from trainyard_trainer.voc_image import ImageFacts
+from trainyard_trainer.voc_image import ImageFacts, Look
 from trainyard_trainer.voc_layout import Layout, Pair
 from trainyard_trainer.voc_source import Source
 from trainyard_trainer.voc_warnings import dataset_warnings
-from trainyard_trainer.voc_xml import Annotation, Problem
+from trainyard_trainer.voc_xml import Annotation
 
 MIN_IMAGES = 10
 
@@ -220,13 +220,14 @@ class _Reader:
             if not self._use_unannotated(pair, findings):
                 return None
             annotation = Annotation("")
-        data = self.sources[index].read(pair.image)
-        facts = self._facts(data, pair.image, findings)
+        found = self.sources[index].look(pair.image, self.spec.limits.max_pixels)
+        facts = found.facts
         if facts is None:
+            findings.append(_unreadable(found, pair.image))
             return None
         _check_names(pair, annotation, facts, findings)
-        objects, orientation, found = voc_boxes.place(annotation, facts, first_pixel)
-        findings.extend(found if annotation.file else ())
+        objects, orientation, repaired = voc_boxes.place(annotation, facts, first_pixel)
+        findings.extend(repaired if annotation.file else ())
         if not annotation.file:
             orientation = facts.orientation
         skip = self.task is Task.CLASSIFICATION or self.spec.without_objects is WithoutObjects.SKIP
@@ -241,7 +242,7 @@ class _Reader:
             source=index,
             width=facts.height if rotated else facts.width,
             height=facts.width if rotated else facts.height,
-            digest=hashlib.blake2b(data, digest_size=16).hexdigest(),
+            digest=found.digest,
             orientation=orientation,
             objects=objects,
         )
@@ -259,19 +260,17 @@ class _Reader:
         )
         return use
 
-    def _facts(self, data: bytes, name: str, findings: list[Finding]) -> ImageFacts | None:
-        try:
-            return voc_image.facts(data, self.spec.limits.max_pixels)
-        except Problem as problem:
-            # Whatever has no picture's first bytes is a mistake to be told; bytes that were lost are a picture to be left out.
-            lost = problem.reason == "ImageUnreadable" and voc_image.has_magic(data)
-            kind, reason = (Kind.LOSSY, "ImageCorrupt") if lost else (Kind.ERROR, problem.reason)
-            findings.append(Finding(kind, reason, f"{problem}{'; left out' if lost else ''}", name))
-            return None
-
     def _check(self) -> None:
         if self.stop():
             raise Interrupted("asked to stop while checking the dataset; the next attempt starts over here.")
+
+
+def _unreadable(look: Look, name: str) -> Finding:
+    """Whatever has no picture's first bytes is a mistake to be told; bytes that were lost are a picture to be left out."""
+    assert look.problem is not None
+    lost = look.problem.reason == "ImageUnreadable" and look.begun
+    kind, reason = (Kind.LOSSY, "ImageCorrupt") if lost else (Kind.ERROR, look.problem.reason)
+    return Finding(kind, reason, f"{look.problem}{'; left out' if lost else ''}", name)
 
 
 def _check_names(pair: Pair, annotation: Annotation, facts: ImageFacts, findings: list[Finding]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
@@ -56,10 +56,24 @@ class ImageFacts:
         return extension.lower() in _EXTENSIONS[self.format]
 
 
-class Decoded(StrEnum):
-    WHOLE = "Whole"
-    TRUNCATED = "Truncated"
-    CORRUPT = "Corrupt"
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of a picture before it is decoded: its facts, or why there are none; `begun` tells whether it begins as a picture
+    does. Equal pictures have an equal `digest`."""
+
+    facts: ImageFacts | None
+    problem: Problem | None
+    begun: bool
+    digest: str
+
+
+def look(data: bytes, max_pixels: int, digest: str | None = None) -> Look:
+    """What the first bytes say. Without `digest`, `data` is the whole file and its hash is taken."""
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest() if digest is None else digest
+    try:
+        return Look(facts(data, max_pixels), None, True, digest)
+    except Problem as problem:
+        return Look(None, problem, has_magic(data), digest)
 
 
 def facts(data: bytes, max_pixels: int) -> ImageFacts:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from trainyard_trainer.errors import BadData
+from trainyard_trainer.voc_image import Look, look
 
 MAX_MEMBERS = 4_000_000
 MAX_RATIO = 200
@@ -55,6 +56,9 @@ class Source(Protocol):
 
     def members(self) -> list[Member]: ...
     def read(self, name: str) -> bytes: ...
+    def look(self, name: str, max_pixels: int) -> Look:
+        """What a picture's first bytes say, and its digest."""
+        ...
 
 
 class ZipSource:
@@ -63,7 +67,7 @@ class ZipSource:
     def __init__(self, path: Path, uri: str, digest: str, *, max_bytes: int) -> None:
         self.uri, self.digest = uri, digest
         self._zip = open_directory(path.open("rb"), uri, max_bytes=max_bytes)
-        self._infos = {_name(info): info for info in self._zip.infolist() if not info.is_dir()}
+        self._infos = {member_name(info): info for info in self._zip.infolist() if not info.is_dir()}
 
     def members(self) -> list[Member]:
         return [Member(name, info.file_size) for name, info in self._infos.items() if not is_junk(name)]
@@ -84,6 +88,9 @@ class ZipSource:
             )
         return data
 
+    def look(self, name: str, max_pixels: int) -> Look:
+        return look(self.read(name), max_pixels)
+
 
 class FolderSource:
     """A folder on this machine. Links that lead out of it are not followed."""
@@ -101,6 +108,9 @@ class FolderSource:
             return (self._root / name).read_bytes()
         except OSError as error:
             raise BadData(f"{self._root / name} cannot be read: {error.strerror}.") from error
+
+    def look(self, name: str, max_pixels: int) -> Look:
+        return look(self.read(name), max_pixels)
 
 
 def open_directory(file: io.IOBase, uri: str, *, max_bytes: int) -> zipfile.ZipFile:
@@ -136,7 +146,7 @@ def open_directory(file: io.IOBase, uri: str, *, max_bytes: int) -> zipfile.ZipF
 
 
 def _check_member(info: zipfile.ZipInfo, uri: str) -> None:
-    name = _name(info)
+    name = member_name(info)
     if info.orig_filename.startswith(("/", "\\")) or (len(name) > 1 and name[1] == ":") or ".." in name.split("/"):
         raise BadData(f"{uri}: the member {name!r} leaves its folder; make the zip with relative names only.")
     if stat_bits.S_ISLNK(info.external_attr >> 16):
@@ -153,7 +163,7 @@ def _check_member(info: zipfile.ZipInfo, uri: str) -> None:
         )
 
 
-def _name(info: zipfile.ZipInfo) -> str:
+def member_name(info: zipfile.ZipInfo) -> str:
     """The member's name; bytes that zipfile took for cp437 though they are UTF-8 are read as UTF-8."""
     name = info.filename
     if not info.flag_bits & 0x800 and not name.isascii():

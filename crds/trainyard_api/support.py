@@ -25,7 +25,6 @@ SERVICE_FIELDS: tuple[str, ...] = (
     "scaling.type",
     "scaling.minInstances",
     "scaling.idleSeconds",
-    "scaling.onScaleDown",
     "execution.rerunAsProcess",
     "queue.kueueQueueName",
 )

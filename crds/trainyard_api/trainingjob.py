@@ -155,6 +155,7 @@ class Cause(StrEnum):
     REFUSED = "Refused"
     RESET = "Reset"
     FINISHED = "Finished"
+    SCALED_DOWN = "ScaledDown"
 
 
 class Attempt(Model):

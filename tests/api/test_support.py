@@ -22,7 +22,6 @@ A_VALUE: dict[str, Any] = {
     "scaling.type": "Fixed",
     "scaling.minInstances": 1,
     "scaling.idleSeconds": 60,
-    "scaling.onScaleDown": "Drain",
     "execution.rerunAsProcess": True,
     "queue.kueueQueueName": "team",
 }

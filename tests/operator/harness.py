@@ -226,9 +226,9 @@ class Yard:
             assert time.monotonic() < deadline, f"the versions of {name} are {found}"
             await asyncio.sleep(0.1)
 
-    async def events(self, name: str) -> list[Object]:
+    async def events(self, name: str, kind: str = "TrainingJob") -> list[Object]:
         path = f"/api/v1/namespaces/{self.namespace}/events"
-        query = {"fieldSelector": f"involvedObject.kind=TrainingJob,involvedObject.name={name}"}
+        query = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={name}"}
         return (await self.api.request("GET", path, query=query))["items"]
 
 

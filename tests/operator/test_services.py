@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from trainyard_operator.cluster import TRAINING_BUDGETS, Cluster
+from trainyard_operator.cluster import TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
 from tests.operator.harness import Operator, Yard
@@ -53,3 +53,33 @@ async def test_a_budget_lets_jobs_wait_until_others_give_back_what_they_did_not_
     team = await yard.object_until(TRAINING_BUDGETS, "team", lambda status: not status.get("reservations"))
     trained = [a["trainingSeconds"] for job in ("first", "second") for a in (await yard.status(job))["attempts"]]
     assert (team["usedSeconds"], team["reservedMinutes"]) == (sum(trained), 0)
+
+
+async def test_a_service_scales_up_drains_when_it_is_scaled_down_and_is_reset(yard: Yard, crds: Devcluster):
+    def scale(replicas: int) -> None:
+        crds.kubectl("-n", yard.namespace, "scale", "tsvc/elastic", f"--replicas={replicas}")
+
+    await yard.service("elastic", scaling={"maxInstances": 0, "onScaleDown": "Drain"})
+    await yard.job("old", HANG, HANG, {}, service="elastic", policy={"priority": 1})
+    await yard.job("young", HANG, {}, service="elastic")
+    assert "--replicas=1" in (await yard.until("old", "Queued"))["message"]
+    scale(2)
+    for name in ("old", "young"):
+        await yard.until(name, "Running")
+    await yard.object_until(TRAINING_SERVICES, "elastic", lambda s: (s["instances"], s["capacity"]) == (2, 2))
+    scale(1)
+    status = await yard.until("young", "Queued")
+    attempt = status["attempts"][0]
+    assert (attempt["cause"], attempt["exitCode"], attempt["charged"]) == ("ScaledDown", 75, False)
+    assert (await yard.status("old"))["state"] == "Running"
+    await yard.patch_service("elastic", reset=1)
+    status = await yard.until("old", lambda s: len(s["attempts"]) == 2 and s["state"] == "Running")
+    assert (status["attempts"][0]["cause"], status["attempts"][0]["charged"]) == ("Reset", False)
+    await yard.object_until(TRAINING_SERVICES, "elastic", lambda s: s["observedReset"] == 1)
+    await yard.patch_service("elastic", paused=True)
+    await yard.edit("old", end="Abort")
+    await yard.until("young", lambda s: s["reason"] == "ServicePaused")
+    await yard.patch_service("elastic", paused=False)
+    assert (await yard.finished("young"))["state"] == "Succeeded"
+    said = [event["reason"] for event in await yard.events("elastic", "TrainingService")]
+    assert {"ZeroInstances", "Available", "Paused", "Resumed"} <= set(said)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from trainyard_api.trainingjob import JobState, TrainingJobSpec, TrainingJobStatus
-from trainyard_api.trainingservice import Admission, AdmittedJob, default_service_name
+from trainyard_api.trainingservice import Admission, AdmittedJob, OnScaleDown, default_service_name
 
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
@@ -82,6 +82,7 @@ def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
         occupied=len(occupied(snapshot)),
         capacity=capacity(snapshot.service.spec.scaling),
         full=limit is not None and ahead >= limit and not _admitted(snapshot, job),
+        surplus=any(slot.job_uid == job.metadata.uid for slot in surplus(snapshot)),
     )
 
 
@@ -115,6 +116,33 @@ def occupied(snapshot: ServiceSnapshot) -> frozenset[Slot]:
                 ledgers.add(slot)
     pods = {slot_of(pod) for pod in snapshot.pods if not pod.over and not _on_lost_node(pod, snapshot)}
     return frozenset((batch | ledgers | pods) - fenced)
+
+
+def surplus(snapshot: ServiceSnapshot) -> frozenset[Slot]:
+    """The executions that a lowered maximum ends (`onScaleDown: Drain`): the lowest priority, of it the youngest first.
+
+    What ends already, whatever for, counts first, so that nothing is ended twice over.
+    """
+    scaling = snapshot.service.spec.scaling
+    if scaling.on_scale_down is not OnScaleDown.DRAIN:
+        return frozenset()
+    over = len(taken := occupied(snapshot)) - capacity(scaling)
+    if over <= 0:
+        return frozenset()
+    live = {
+        Slot(job.metadata.uid, attempt.run, attempt.number): (job, attempt)
+        for job in snapshot.jobs
+        for attempt in job.status.attempts
+        if attempt.end_time is None and attempt.ending is None and job.metadata.deletion_time is None
+    }
+    waiting = {Slot(entry.uid, entry.run, entry.attempt) for entry in pending(snapshot)}
+    ending = taken - live.keys() - waiting
+    # From the one that is ended first to the one that is kept longest.
+    order = sorted(
+        (slot for slot in taken if slot in live),
+        key=lambda slot: (-queue_order(live[slot][0])[0], -live[slot][1].create_time.timestamp(), slot.job_uid),
+    )
+    return frozenset(order[: max(0, over - len(ending))])
 
 
 def slot_of(pod: AttemptPod) -> Slot:

@@ -121,6 +121,12 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
         return Cause.STOPPED, "Stopped: spec.suspend is true."
     if service is not None and service.spec.reset > attempt.reset:
         return Cause.RESET, f"TrainingService {case.service_name} was reset."
+    if case.snapshot.queue.surplus and service is not None:
+        most = service.spec.scaling.max_instances
+        return Cause.SCALED_DOWN, (
+            f"TrainingService {case.service_name} was scaled down to {most} instance{'s' * (most != 1)} "
+            "(scaling.onScaleDown Drain); the job goes on when there is room."
+        )
     start = start_deadline(case, attempt)
     if start is not None and start <= case.now:
         found = diagnosis_of(case, attempt)

@@ -231,5 +231,5 @@ def _events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[Note, ...]:
 
 def _ended(attempt: Attempt) -> Note:
     cause = attempt.cause or Cause.ERROR
-    calm = cause in (Cause.COMPLETED, Cause.STOPPED, Cause.FINISHED, Cause.ABORTED)
+    calm = cause in (Cause.COMPLETED, Cause.STOPPED, Cause.FINISHED, Cause.ABORTED, Cause.SCALED_DOWN)
     return Note(f"Attempt{cause.value}", f"Attempt {attempt.number} ended: {attempt.message}", warning=not calm)

@@ -310,6 +310,8 @@ class QueuePlace:
     capacity: int = 0
     full: bool = False
     """It is beyond `queue.maxLength`."""
+    surplus: bool = False
+    """Its execution is one that a lowered maximum ends."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ RETRIED: dict[Cause, Count] = {
     Cause.STORAGE_UNREACHABLE: Count.DISRUPTION,
     Cause.VERSION_TAKEN: Count.DISRUPTION,
     Cause.RESET: Count.FREE,
+    Cause.SCALED_DOWN: Count.FREE,
 }
 NEVER_RETRIED = frozenset(
     {Cause.TIMED_OUT, Cause.INVALID_SPEC, Cause.INVALID_DATA, Cause.STORAGE_DENIED, Cause.DISK_FULL}

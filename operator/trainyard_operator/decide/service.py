@@ -2,18 +2,22 @@
 
 from datetime import datetime, timedelta
 
-from trainyard_api.trainingjob import JobState
+from trainyard_api.status import Condition, ConditionStatus
+from trainyard_api.trainingjob import Cause, JobState, TrainingJobStatus
 
 from trainyard_operator.decide import admission
-from trainyard_operator.decide.case import open_attempts
+from trainyard_operator.decide.case import open_attempts, run_attempts
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.model import LABEL_SERVICE, JobView, Note, ServicePlan, ServiceSnapshot
 from trainyard_operator.decide.nodes import lost_time
 from trainyard_operator.decide.scaling import capacity, desired_instances, instances
-from trainyard_operator.status import render_service
+from trainyard_operator.status import TERMINAL, render_service
 
-CRASH_REASONS = {"Error": "CrashLoop", "StartFailed": "CrashLoop", "OutOfMemory": "OutOfMemory", "Stalled": "CrashLoop"}
+CRASH_REASONS = {Cause.ERROR: "CrashLoop", Cause.OUT_OF_MEMORY: "OutOfMemory", Cause.STALLED: "CrashLoop"}
 """Causes of an attempt's end that make a service degraded when a job ends by them twice."""
+CRASHES = frozenset(CRASH_REASONS.values())
+NOT_STARTED = frozenset({Cause.START_TIMED_OUT, Cause.START_FAILED})
+OVER = TERMINAL | {JobState.STOPPED, JobState.CANCELED}
 SERVICE_REASONS = {"ImagePull", "OutOfMemory", "Unschedulable", "Quota"}
 
 
@@ -36,7 +40,7 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
             "observed_reset": _observed_reset(snapshot),
         }
     )
-    degraded = degradation(snapshot.jobs)
+    degraded = degradation(snapshot.jobs, old.conditions)
     status = render_service(
         old, status, service.metadata.generation, paused=service.spec.paused, degraded=degraded, now=snapshot.now
     )
@@ -44,24 +48,53 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
     return ServicePlan(
         status=status,
         wake=tuple(entry.name for entry in batch),
-        events=_events(old.state, status.state, degraded),
+        events=_events(old.conditions, status.conditions, service.metadata.name),
         look_again_at=_look_again_at(snapshot),
     )
 
 
-def degradation(jobs: tuple[JobView, ...]) -> tuple[str, str] | None:
-    """Reason and message of what is wrong with a service, as its jobs show it; None: nothing is."""
-    for job in sorted(jobs, key=lambda job: job.metadata.name):
-        status = job.status
-        if status.state is JobState.PREPARING and status.reason in BLOCKED_REASONS:
-            reason = status.reason if status.reason in SERVICE_REASONS else "CrashLoop"
-            pod = next((a.pod_name for a in open_attempts(status) if a.pod_name), None)
-            where = f"Pod {pod} of job" if pod else "Job"
-            return reason, f"{where} {job.metadata.name} cannot start: {status.message}"
-        repeated = (status.charged_attempts or 0) >= 2
-        if status.state is JobState.RERUN and repeated and (reason := CRASH_REASONS.get(status.reason or "")):
-            return reason, f"Job {job.metadata.name} fails again and again: {status.message}"
+def degradation(jobs: tuple[JobView, ...], old: tuple[Condition, ...]) -> tuple[str, str] | None:
+    """Reason and message of what is wrong with a service, as its jobs show it; None: nothing is.
+
+    It lasts from the first sight of the trouble until something starts, or until nobody is in trouble any more: between two
+    attempts of a job, and while a reason flips, the service does not become healthy.
+    """
+    before = next(((c.reason, c.message) for c in old if c.type == "Degraded" and c.status is ConditionStatus.TRUE), None)
+    ordered = sorted(jobs, key=lambda job: job.metadata.name)
+    found = [trouble for job in ordered if (trouble := _trouble(job, before))]
+    if found:
+        return before if before in found else found[0]
+    starting = any(attempt.start_time is None for job in jobs for attempt in open_attempts(job.status))
+    return before if before and before[0] not in CRASHES and starting else None
+
+
+def _trouble(job: JobView, before: tuple[str, str] | None) -> tuple[str, str] | None:
+    status, name = job.status, job.metadata.name
+    if status.state in OVER or job.metadata.deletion_time is not None:
+        return None
+    attempts = open_attempts(status)
+    if status.state is JobState.PREPARING and status.reason in BLOCKED_REASONS:
+        reason = status.reason if status.reason in SERVICE_REASONS else "CrashLoop"
+        pod = next((a.pod_name for a in attempts if a.pod_name), None)
+        return reason, f"{f'Pod {pod} of job' if pod else 'Job'} {name} cannot start: {status.message}"
+    if any(attempt.start_time is not None and attempt.cause is None for attempt in attempts) and _gets_on(status):
+        return None
+    last = next((attempt for attempt in reversed(run_attempts(status)) if attempt.cause is not None), None)
+    if last is None or last.cause is None:
+        return None
+    if last.cause in NOT_STARTED and not any(attempt.start_time for attempt in attempts):
+        said = f"Job {name} cannot start: {last.message}"
+        return before[0] if before and before[0] not in CRASHES else "CrashLoop", said
+    if (status.charged_attempts or 0) >= 2 and (reason := CRASH_REASONS.get(last.cause)):
+        return reason, f"Job {name} fails again and again: {last.message}"
     return None
+
+
+def _gets_on(status: TrainingJobStatus) -> bool:
+    """Whether the attempt that runs is past the point at which the one before it ended."""
+    steps = [a.checkpoint_step or 0 for a in run_attempts(status) if a.cause is not None]
+    now = status.progress.checkpoint_step if status.progress else None
+    return now is not None and now > max(steps, default=0)
 
 
 def _running(job: JobView) -> tuple[int, ...]:
@@ -75,12 +108,34 @@ def _observed_reset(snapshot: ServiceSnapshot) -> int:
     return status.observed_reset if older else max(spec.reset, status.observed_reset)
 
 
-def _events(old: str | None, new: str | None, degraded: tuple[str, str] | None) -> tuple[Note, ...]:
-    if old == new or new is None:
-        return ()
-    if degraded is not None:
-        return (Note(degraded[0], degraded[1], warning=True),)
-    return (Note(new, f"The service is {new}.", warning=new != "Available"),) if old is not None else ()
+def _events(old: tuple[Condition, ...], new: tuple[Condition, ...], name: str) -> tuple[Note, ...]:
+    """One Event for each condition that changed, or that is bad for another reason."""
+    before = {c.type: (c.status, c.reason) for c in old}
+    notes: list[Note] = []
+    for condition in sorted(new, key=lambda condition: condition.type == "Available"):
+        seen = before.get(condition.type)
+        if seen is None and condition.status is ConditionStatus.FALSE and condition.type != "Available":
+            continue  # a new service that is as expected
+        if seen == (condition.status, condition.reason):
+            continue
+        if condition.type != "Available" or not notes:  # else it follows from what is said already
+            notes += _note(condition, name)
+    return tuple(notes)
+
+
+def _note(condition: Condition, name: str) -> list[Note]:
+    holds = condition.status is ConditionStatus.TRUE
+    match condition.type:
+        case "Degraded" if holds:
+            return [Note(condition.reason, condition.message, warning=True)]
+        case "Degraded":
+            return [Note("Recovered", f"TrainingService {name} is not degraded any more.")]
+        case "Paused":
+            return [Note("Paused" if holds else "Resumed", condition.message or "New executions start again.")]
+        case "Available" if condition.reason in ("Available", "ZeroInstances"):
+            return [Note(condition.reason, condition.message)]
+        case _:
+            return []
 
 
 def _look_again_at(snapshot: ServiceSnapshot) -> datetime | None:

@@ -235,3 +235,61 @@ def test_a_stale_service_cannot_use_an_entry_that_was_taken_back():
     world.carry_out_plan(replace(old, nodes={"node-0": NodeView("node-0")}))
     assert world.executing() == 1
     assert world.status("a").attempts == ()
+
+
+def draining(*names: str, priorities: dict[str, int] | None = None) -> World:
+    """Everyone runs, on as many instances as there are jobs."""
+    scaling = {"maxInstances": len(names), "onScaleDown": "Drain"}
+    world = world_with(*names, priorities=priorities, scaling=scaling)
+    for name in names:  # in this order, a second apart
+        world.reconcile_service()
+        world.reconcile(name)
+        world.tick()
+    world.settle()
+    for name in names:
+        world.run(name)
+    world.settle()
+    return world
+
+
+def ended(world: World) -> list[str]:
+    return sorted(name for name, job in world.jobs.items() if any(a.ending for a in job.status.attempts))
+
+
+def test_scaling_down_drains_the_lowest_priority_and_of_it_the_youngest():
+    world = draining("a", "b", "c", "d", priorities={"a": -1, "d": 5})
+    world.serve(SERVICE, scaling={"maxInstances": 2, "onScaleDown": "Drain"})
+    world.settle()
+    assert ended(world) == ["a", "c"]
+    world.kubelet()
+    world.settle()
+    status = world.status("c")
+    assert (status.state, status.attempts[0].cause, status.attempts[0].charged) == (JobState.QUEUED, "ScaledDown", False)
+    assert (status.charged_attempts, status.disruptions) == (0, 0)
+    assert world.executing() == 2
+    world.serve(SERVICE, scaling={"maxInstances": 3, "onScaleDown": "Drain"})
+    world.settle()
+    assert world.status("c").attempts[-1].number == 2  # c goes on before a, whose priority is lower
+
+
+def test_what_ends_already_counts_as_drained():
+    world = draining("a", "b", "c")
+    world.apply("a", suspend=True)
+    world.settle()
+    world.serve(SERVICE, scaling={"maxInstances": 2, "onScaleDown": "Drain"})
+    world.settle()
+    assert ended(world) == ["a"]
+
+
+def test_scaling_to_zero_drains_everybody():
+    world = draining("a", "b")
+    world.serve(SERVICE, scaling={"maxInstances": 0, "onScaleDown": "Drain"})
+    world.settle()
+    assert ended(world) == ["a", "b"]
+
+
+def test_scaling_down_ends_nobody_where_it_waits():
+    world = draining("a", "b")
+    world.serve(SERVICE, scaling={"maxInstances": 0, "onScaleDown": "Wait"})
+    world.settle()
+    assert ended(world) == []

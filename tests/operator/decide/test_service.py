@@ -121,3 +121,71 @@ def test_a_repeated_look_changes_nothing():
     plan = decide_service(world.service_snapshot(SERVICE))
     assert plan.status == status(world)
     assert plan.events == ()
+
+
+def notes(world: World) -> list[str]:
+    return [note.reason for name, note in world.notes if name == SERVICE]
+
+
+def test_a_service_stays_degraded_from_one_attempt_to_the_next_until_something_starts():
+    world = World()
+    world.serve(SERVICE, execution={"startTimeoutSeconds": 60, "backoffSeconds": 30})
+    world.apply("a")
+    world.settle()
+    world.wait_for("a", "ImagePullBackOff", "no such host")
+    world.settle()
+    seen: list[tuple[str, str]] = []
+    for _ in range(12):
+        world.tick(10)
+        world.kubelet()
+        world.settle()
+        seen.append(conditions(world)["Degraded"])
+    assert len(world.status("a").attempts) == 2
+    assert set(seen) == {("True", "ImagePull")}
+    world.run("a")
+    world.settle()
+    assert conditions(world)["Degraded"] == ("False", "AsExpected")
+    assert notes(world) == ["Available", "ImagePull", "Recovered"]
+
+
+def test_a_service_stays_degraded_while_the_next_attempt_repeats_what_failed():
+    world = World()
+    world.serve(SERVICE, execution={"maxAttempts": 9})
+    world.apply("a")
+    for _ in range(2):
+        world.settle()
+        world.run("a")
+        world.settle()
+        world.report("a", checkpoint_step=10)
+        world.end("a", 1, "boom")
+        world.settle()
+        world.tick(3600)
+    world.settle()
+    world.run("a")
+    world.settle()
+    assert conditions(world)["Degraded"] == ("True", "CrashLoop")
+    world.report("a", checkpoint_step=20)
+    world.settle()
+    assert conditions(world)["Degraded"] == ("False", "AsExpected")
+
+
+def test_a_service_recovers_when_the_job_in_trouble_is_gone():
+    world = World()
+    world.serve(SERVICE)
+    world.apply("a")
+    world.settle()
+    world.wait_for("a", "ImagePullBackOff", "no such host")
+    world.settle()
+    world.delete("a")
+    world.settle()
+    assert status(world).state == "Available"
+
+
+def test_every_change_of_a_service_is_one_event():
+    world = World()
+    world.serve(SERVICE)
+    for spec in ({}, {"paused": True}, {"paused": True}, {}, {"scaling": {"maxInstances": 0}}, {}):
+        world.serve(SERVICE, **spec)
+        world.reconcile_service()
+        world.reconcile_service()
+    assert notes(world) == ["Available", "Paused", "Resumed", "ZeroInstances", "Available"]

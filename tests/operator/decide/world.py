@@ -197,6 +197,7 @@ class World:
             return
         status = TrainingServiceStatus.model_validate(plan.status.to_dict())
         assert status.to_dict() == plan.status.to_dict()
+        self.notes += [(name, note) for note in plan.events]
         self.services[name] = replace(self.services[name], status=status)
 
     def budget_snapshot(self, name: str) -> BudgetSnapshot:

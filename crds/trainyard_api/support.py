@@ -26,7 +26,6 @@ SERVICE_FIELDS: tuple[str, ...] = (
     "scaling.minInstances",
     "scaling.idleSeconds",
     "execution.rerunAsProcess",
-    "queue.kueueQueueName",
 )
 
 

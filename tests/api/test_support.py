@@ -23,7 +23,6 @@ A_VALUE: dict[str, Any] = {
     "scaling.minInstances": 1,
     "scaling.idleSeconds": 60,
     "execution.rerunAsProcess": True,
-    "queue.kueueQueueName": "team",
 }
 
 

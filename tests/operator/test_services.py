@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from trainyard_operator.cluster import TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
+from trainyard_operator.cluster import JOBS, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
 from tests.operator.harness import Operator, Yard
@@ -83,3 +83,29 @@ async def test_a_service_scales_up_drains_when_it_is_scaled_down_and_is_reset(ya
     assert (await yard.finished("young"))["state"] == "Succeeded"
     said = [event["reason"] for event in await yard.events("elastic", "TrainingService")]
     assert {"ZeroInstances", "Available", "Paused", "Resumed"} <= set(said)
+
+
+async def test_a_queueing_engine_admits_executions_and_takes_them_back(yard: Yard):
+    """As Kueue does it: the Job is unsuspended when it is admitted, and suspended again when another needs its quota."""
+
+    async def suspend(attempt: str, value: bool) -> None:
+        await yard.api.patch(
+            JOBS, yard.namespace, attempt, [{"op": "replace", "path": "/spec/suspend", "value": value}]
+        )
+
+    execution = {"startTimeoutSeconds": 30, "backoffSeconds": 0}
+    await yard.service("kueued", queue={"kueueQueueName": "team-a"}, execution=execution)
+    await yard.job("queued", HANG, {}, service="kueued")
+    status = await yard.until("queued", lambda s: s["state"] == "Preparing" and s["attempts"][0].get("jobUID"))
+    made = await yard.api.get(JOBS, yard.namespace, "queued-r0-a1")
+    assert (made["spec"]["suspend"], made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]) == (True, "team-a")
+    assert "LocalQueue team-a" in status["message"]
+    await suspend("queued-r0-a1", False)
+    await yard.until("queued", "Running")
+    await suspend("queued-r0-a1", True)
+    status = await yard.until("queued", lambda s: len(s["attempts"]) == 2 and s["attempts"][1].get("jobUID"))
+    attempt = status["attempts"][0]
+    assert (attempt["cause"], attempt["charged"], status["disruptions"]) == ("Disrupted", False, 1)
+    await suspend("queued-r0-a2", False)
+    assert (await yard.finished("queued"))["state"] == "Succeeded"
+    assert await yard.api.find(JOBS, yard.namespace, "queued-r0-a1") is None

@@ -873,3 +873,23 @@ def test_a_status_of_an_older_operator_is_understood():
     status = world.status("cells").to_dict()
     status["fieldOfTheFuture"] = {"x": 1}
     assert TrainingJobStatus.model_validate(status).state is JobState.RUNNING
+
+
+def test_a_job_that_waits_for_a_queueing_engine_has_all_the_time_until_it_is_unsuspended():
+    world = World()
+    world.serve(SERVICE, queue={"kueueQueueName": "team"}, execution={"startTimeoutSeconds": 60})
+    world.apply("cells")
+    world.settle()
+    name = world.status("cells").attempts[0].job_name
+    world.pods.clear()  # a suspended Job has none
+    world.attempt_jobs[name] = replace(world.attempt_jobs[name], suspended=True, start_time=None)
+    world.tick(3600)
+    world.settle()
+    assert (world.status("cells").state, len(world.status("cells").attempts)) == (JobState.PREPARING, 1)
+    world.attempt_jobs[name] = replace(world.attempt_jobs[name], suspended=False, start_time=world.now)
+    world.tick(59)
+    world.settle()
+    assert world.status("cells").attempts[0].ending is None
+    world.tick(2)
+    world.settle()
+    assert world.status("cells").attempts[0].cause is Cause.START_TIMED_OUT

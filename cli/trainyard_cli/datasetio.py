@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -156,6 +157,7 @@ def phases(unit: str = "") -> Iterator[Any]:
         tasks: dict[str, Any] = {}
 
         def report(phase: str, done: int, total: int) -> None:
+            _leave_if_asked()
             name = str(phase)
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total)
@@ -164,19 +166,44 @@ def phases(unit: str = "") -> Iterator[Any]:
         yield report
 
 
+_asked_to_end: list[int] = []
+"""Signals that have come. What a handler raises is lost in a finalizer and where compiled code calls back into Python (seen while
+pictures are encoded), so the next progress raises it again."""
+
+
 @contextmanager
 def ends_well() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that what is half-written is removed. Does nothing outside the main thread."""
+    """SIGTERM and Ctrl-C unwind, so that what is half-written is removed. Does nothing outside the main thread."""
 
     def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
+        _asked_to_end.append(number)
+        _leave_if_asked()
 
     try:
-        before = signal.signal(signal.SIGTERM, leave)
+        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:
         yield
         return
+    lost, sys.unraisablehook = sys.unraisablehook, _unless_asked(sys.unraisablehook)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = lost
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked_to_end.clear()
+
+
+def _unless_asked(tell: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """The hook for lost exceptions, silent about our own."""
+
+    def hook(lost: Any) -> None:
+        if not (_asked_to_end and lost.exc_type is SystemExit):
+            tell(lost)
+
+    return hook
+
+
+def _leave_if_asked() -> None:
+    if _asked_to_end:
+        raise SystemExit(128 + _asked_to_end[0])

@@ -58,7 +58,7 @@ def test_a_version_has_its_files_and_a_manifest_that_names_them(whole: Trainer) 
         path = local(spec.version_uri + file["path"])
         assert (path.stat().st_size, sha256_of(path)) == (file["size"], file["sha256"])
     assert manifest["labels"] == local(spec.version_uri + "a1/labels.txt").read_text().split()
-    for name in ("spec.json", "dataset.json", "metrics.jsonl"):
+    for name in ("spec.json", "dataset.json", "metrics.jsonl", "report.html"):
         assert local(spec.run_uri + name).stat().st_size > 0
     lines = [json.loads(line) for line in local(spec.run_uri + "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 13))

@@ -125,14 +125,14 @@ def confusion_matrix(
 ) -> Ints:
     """`[labels + 1, labels + 1]`: rows are the true label, columns the predicted one; the last of each is background.
 
-    Detections above the confidence `threshold` take, best overlap first and whatever their label, the object that they overlap
+    Detections from the confidence `threshold` on take, best overlap first and whatever their label, the object that they overlap
     by at least `iou`. Difficult objects and what takes them are left out.
     """
     matrix = np.zeros((labels + 1, labels + 1), np.int64)
     for truth, detections in zip(truths, found, strict=True):
-        chosen = detections.scores > threshold
+        chosen = detections.scores >= threshold
         boxes, predicted = detections.boxes[chosen], detections.labels[chosen]
-        overlaps = _iou(boxes, truth.boxes)
+        overlaps = box_iou(boxes, truth.boxes)
         free_d, free_g = np.ones(len(boxes), bool), np.ones(len(truth.boxes), bool)
         for flat in np.argsort(-overlaps, axis=None, kind="stable"):
             d, g = divmod(int(flat), max(len(truth.boxes), 1))
@@ -190,10 +190,10 @@ def _padded(first: Ints, count: Ints, width: int) -> Ints:
 
 
 def _overlaps(boxes_d: Floats, boxes_g: Floats, d: Ints, g: Ints) -> Floats:
-    return _iou(boxes_d[d], boxes_g[g])
+    return box_iou(boxes_d[d], boxes_g[g])
 
 
-def _iou(one: Floats, other: Floats) -> Floats:
+def box_iou(one: Floats, other: Floats) -> Floats:
     """`[..., n, m]` of `[..., n, 4]` and `[..., m, 4]`."""
     width = np.minimum(one[..., :, None, 2], other[..., None, :, 2]) - np.maximum(
         one[..., :, None, 0], other[..., None, :, 0]

@@ -1,4 +1,5 @@
-"""`predictions.png`: images of a dataset with the boxes that were annotated (thin, white) and found (in the label's colour)."""
+"""Pictures for people: images of a dataset with the boxes that were annotated (thin, white) and found (in the label's colour),
+and crops. `predictions.png` is a sheet of them. No torch."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def write_predictions(
 ) -> None:
     """A sheet of at most 12 images. `images` are RGB arrays of any size, `originals` the (width, height) that the boxes refer to."""
     tiles = [
-        _tile(image, original, truth, detections, labels, threshold)
+        _squared(drawn(image, original, truth, detections, labels, threshold))
         for image, original, truth, detections in zip(images, originals, truths, found, strict=True)
     ][:MOST_TILES]
     columns = min(3, len(tiles))
@@ -37,18 +38,19 @@ def write_predictions(
     sheet.save(path)
 
 
-def _tile(
+def drawn(
     pixels: np.ndarray,
     original: tuple[int, int],
     truth: Truth,
     found: Detections,
     labels: Sequence[str],
     threshold: float,
+    side: int = TILE,
 ) -> Image.Image:
-    scale = TILE / max(original)
+    """One image with its boxes, its longer side `side` pixels; boxes refer to the (width, height) `original`."""
+    scale = side / max(original)
     size = (max(1, round(original[0] * scale)), max(1, round(original[1] * scale)))
-    tile = Image.new("RGB", (TILE, TILE), "#202020")
-    tile.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR), (0, 0))
+    tile = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(tile)
     font = ImageFont.load_default(11)
     for box in truth.boxes:
@@ -60,6 +62,34 @@ def _tile(
         x1, y1, x2, y2 = (v * scale for v in _ordered(found.boxes[i]))
         draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
         draw.text((x1 + 2, y1 + 1), f"{labels[int(found.labels[i])]} {found.scores[i]:.2f}", fill=colour, font=font)
+    return tile
+
+
+def cropped(pixels: np.ndarray, original: tuple[int, int], box: Sequence[float], side: int = 200) -> Image.Image:
+    """The box with about its own size of what is around it, and a frame; the longer side has `side` pixels."""
+    height, width = pixels.shape[:2]
+    gain = np.array([width / original[0], height / original[1]] * 2)
+    x1, y1, x2, y2 = np.array(_ordered(np.asarray(box, np.float64))) * gain
+    margin = max(8.0, 0.5 * max(x2 - x1, y2 - y1))
+    left, top = max(0, int(x1 - margin)), max(0, int(y1 - margin))
+    right, bottom = min(width, int(x2 + margin) + 1), min(height, int(y2 + margin) + 1)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    piece = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
+    scale = side / max(piece.size)
+    shown = piece.resize(
+        (max(1, round(piece.width * scale)), max(1, round(piece.height * scale))), Image.Resampling.BILINEAR
+    )
+    frame = [(v - offset) * scale for v, offset in zip((x1, y1, x2, y2), (left, top, left, top), strict=True)]
+    draw = ImageDraw.Draw(shown)
+    # Dark below light: seen on any ground.
+    draw.rectangle(frame, outline="black", width=4)
+    draw.rectangle(frame, outline="#ffe14d", width=2)
+    return shown
+
+
+def _squared(image: Image.Image) -> Image.Image:
+    tile = Image.new("RGB", (TILE, TILE), "#202020")
+    tile.paste(image, (0, 0))
     return tile
 
 

@@ -36,6 +36,11 @@ from trainyard_trainer.versions import published_before, result_of
 
 LEAST_PATIENCE = 30.0
 SPARE_SECONDS = 60.0
+REPORT = "report.html"
+MOST_LOOKED_AT = 1000
+SHARE_OF_TRAINING = 0.05
+"""At most this share of the images that were trained on is looked at once more."""
+SHARE_OF_TIME_LEFT = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,10 @@ def publish(model: Model, p: Publishing) -> Result:
     """Scores, exports, uploads, commits. Everything is made locally first: a storage that is away loses nothing."""
     p.folder.mkdir(parents=True, exist_ok=True)
     p.reporter.phase(Phase.EVALUATING, "scoring the best model")
+    began = time.monotonic()
     validation = _evaluate(model, p, Side.VALIDATION, None)
     test = _evaluate(model, p, Side.TEST, validation.threshold if validation else None)
+    training = _look_at_training(model, p, time.monotonic() - began, validation)
     p.reporter.phase(Phase.EXPORTING)
     names = _write_files(model, p, validation, test)
     manifest = _manifest(model, p, names, validation, test)
@@ -80,7 +87,7 @@ def publish(model: Model, p: Publishing) -> Result:
     p.reporter.phase(Phase.UPLOADING)
     patience = max(LEAST_PATIENCE, p.ends_at - time.monotonic() - SPARE_SECONDS)
     storage = p.storage.with_patience(patience)
-    _upload(storage, p, names)
+    lines = _upload(storage, p, names)
     uri = manifest_uri(p.spec.version_uri)
     if not storage.put_if_absent(uri, json.dumps(manifest, ensure_ascii=False, indent=1).encode()):
         result = published_before(p.spec, storage)
@@ -89,6 +96,8 @@ def publish(model: Model, p: Publishing) -> Result:
             update={"message": "another attempt of this run had published the version already; it stands."}
         )
     _clear_older(storage, p.spec)
+    evaluations = {Side.TRAIN: training, Side.VALIDATION: validation, Side.TEST: test}
+    _write_report(storage, p, manifest, {side: one for side, one in evaluations.items() if one is not None}, lines)
     _tell_test(p, validation, test, model.best_step)
     result = result_of(manifest, uri)
     return result.model_copy(
@@ -101,13 +110,31 @@ def publish(model: Model, p: Publishing) -> Result:
     )
 
 
-def _evaluate(model: Model, p: Publishing, side: Side, threshold: float | None) -> Evaluation | None:
-    """FP32 scores of a side, or None when it has no images."""
+def _evaluate(
+    model: Model, p: Publishing, side: Side, threshold: float | None, members: Sequence[int] | None = None
+) -> Evaluation | None:
+    """FP32 scores of a side, or of some of its records; None when it has no images."""
     if not p.prepared.of(side):
         return None
-    batches = EvalBatches(p.prepared, side, size=p.size, batch_size=8, resize=p.spec.dataset.resize)
+    batches = EvalBatches(p.prepared, side, size=p.size, batch_size=8, resize=p.spec.dataset.resize, records=members)
     dataset = p.prepared.dataset
     return model.task.score(batches, dataset.records, dataset.labels, device=p.device, threshold=threshold, stop=never)
+
+
+def _look_at_training(model: Model, p: Publishing, seconds: float, validation: Evaluation | None) -> Evaluation | None:
+    """Scores of training images, for the report's second look at annotations: as many as cost little beside the training itself.
+
+    `seconds` is what scoring validation and test took.
+    """
+    members = p.prepared.of(Side.TRAIN)
+    trained = model.step * (p.spec.training.batch_size or 8)
+    each = seconds / max(1, len(p.prepared.of(Side.VALIDATION)) + len(p.prepared.of(Side.TEST)))
+    affordable = max(0.0, p.ends_at - time.monotonic() - SPARE_SECONDS) * SHARE_OF_TIME_LEFT / max(each, 1e-4)
+    count = int(min(len(members), MOST_LOOKED_AT, trained * SHARE_OF_TRAINING, affordable))
+    if count == 0:
+        return None
+    chosen = [members[i * len(members) // count] for i in range(count)]
+    return _evaluate(model, p, Side.TRAIN, validation.threshold if validation else None, chosen)
 
 
 def _write_files(model: Model, p: Publishing, validation: Evaluation | None, test: Evaluation | None) -> list[str]:
@@ -206,7 +233,8 @@ def _manifest(
     return {key: value for key, value in told.items() if value is not None}
 
 
-def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> None:
+def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> list[history.Line]:
+    """The version's files and those of the run; returns the lines of the run's metrics."""
     spec = p.spec
     for number, name in enumerate(names):
         p.reporter.phase(Phase.UPLOADING, f"uploading {name}", 100 * number // len(names))
@@ -221,7 +249,28 @@ def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> None:
     own = p.folder.parent / history.FILE
     attempts = history.of_attempts(storage, [uri for uri in spec.resume_from if uri != spec.attempt_uri])
     attempts.append(history.parse(own.read_bytes()) if own.exists() else [])
-    storage.put_bytes(f"{run}{history.FILE}", history.dumped(history.merged(attempts)))
+    lines = history.merged(attempts)
+    storage.put_bytes(f"{run}{history.FILE}", history.dumped(lines))
+    return lines
+
+
+def _write_report(
+    storage: Storage,
+    p: Publishing,
+    manifest: dict[str, Any],
+    evaluations: dict[Side, Evaluation],
+    lines: Sequence[history.Line],
+) -> None:
+    """`report.html` of the run, once the version stands: whatever goes wrong here is a warning."""
+    from trainyard_trainer.runreport import environment_facts, report_html
+
+    p.reporter.phase(Phase.UPLOADING, f"writing {REPORT}")
+    try:
+        facts = environment_facts(p.device, manifest["trainer"])
+        text = report_html(manifest, p.spec, p.prepared, evaluations, lines, p.reporter.warnings, facts)
+        storage.with_patience(LEAST_PATIENCE).put_bytes(f"{p.spec.run_uri}{REPORT}", text.encode())
+    except Exception as error:
+        p.reporter.warn("ReportMissing", f"{REPORT} could not be written: {type(error).__name__}: {error}")
 
 
 def _clear_older(storage: Storage, spec: RunSpec) -> None:

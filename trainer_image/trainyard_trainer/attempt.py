@@ -25,7 +25,7 @@ from trainyard_trainer.records import StopFlag
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.split import known_from_json
 from trainyard_trainer.store import Storage
-from trainyard_trainer.versions import published_before
+from trainyard_trainer.versions import publish_copy, published_before
 
 if TYPE_CHECKING:
     from trainyard_trainer.loop import Loop
@@ -119,6 +119,7 @@ def _before_torch(
     reporter.phase(Phase.FETCHING)
     before = published_before(spec, output)
     if before is not None:
+        publish_copy(spec, output, reporter)
         return before, None, None
     if not output.honours_if_absent(spec.run_uri):
         reporter.warn(

@@ -32,7 +32,7 @@ from trainyard_trainer.records import Side, never
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
 from trainyard_trainer.task import Evaluation, Task
-from trainyard_trainer.versions import published_before, result_of
+from trainyard_trainer.versions import publish_copy, published_before, result_of
 
 LEAST_PATIENCE = 30.0
 SPARE_SECONDS = 60.0
@@ -95,6 +95,7 @@ def publish(model: Model, p: Publishing) -> Result:
         return result.model_copy(
             update={"message": "another attempt of this run had published the version already; it stands."}
         )
+    publish_copy(p.spec, storage, p.reporter, p.folder)
     _clear_older(storage, p.spec)
     evaluations = {Side.TRAIN: training, Side.VALIDATION: validation, Side.TEST: test}
     _write_report(storage, p, manifest, {side: one for side, one in evaluations.items() if one is not None}, lines)
@@ -239,8 +240,6 @@ def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> list[histo
     for number, name in enumerate(names):
         p.reporter.phase(Phase.UPLOADING, f"uploading {name}", 100 * number // len(names))
         storage.upload(p.folder / name, f"{spec.version_uri}a{spec.attempt}/{name}")
-        if spec.publish_uri is not None:
-            storage.upload(p.folder / name, f"{spec.publish_uri.rstrip('/')}/{name}")
     run = spec.run_uri
     storage.upload(p.folder / "dataset.json", f"{run}dataset.json")
     without_intake = spec.model_copy(update={"intake": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from trainyard_api.report import ExitCode, Outcome, Result
@@ -11,7 +12,9 @@ from trainyard_api.run import RunSpec
 from trainyard_api.status import Artifact, Scores
 from trainyard_api.storage import manifest_uri
 
-from trainyard_trainer.errors import VersionTaken
+from trainyard_trainer import library
+from trainyard_trainer.errors import StorageRefused, VersionTaken
+from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
 
 
@@ -31,6 +34,25 @@ def published_before(spec: RunSpec, storage: Storage) -> Result | None:
         f"storage already has version {spec.version} of {spec.model}, made by {manifest.get('job')}; the highest is {highest}.",
         highest=highest,
     )
+
+
+def publish_copy(spec: RunSpec, storage: Storage, reporter: Reporter, local: Path | None = None) -> None:
+    """Copies this run's version to `output.publishURI` under plain names, where that is asked for; again, if it was done before.
+
+    Only the attempt whose manifest stands does so, or one that finds it standing. A storage that refuses is a warning: the version
+    is complete without the copy.
+    """
+    if spec.publish_uri is None:
+        return
+    version = library.open_version(storage, manifest_uri(spec.version_uri))
+    try:
+        library.copy(version, storage, storage, spec.publish_uri, local)
+    except StorageRefused as error:
+        reporter.warn(
+            "NotPublished",
+            f"{version.name} is complete, but could not be copied to {spec.publish_uri}: {error} Then"
+            f" `trainyard model publish {version.name} {spec.publish_uri}` copies it.",
+        )
 
 
 def highest_version(spec: RunSpec, storage: Storage) -> int:

@@ -14,10 +14,11 @@ from trainyard_api.trainingjob import Attempt, Cause, End, JobState, TrainingJob
 
 from trainyard_operator.decide.case import Case, Draft, has_checkpoint, open_attempts, run_attempts
 from trainyard_operator.decide.cleanup import clean_up
+from trainyard_operator.decide.deletion import DELETION_BLOCKED, deletion_said
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.execution import end_facts, ending, observe, supervise
 from trainyard_operator.decide.failure import End as AttemptEnd
-from trainyard_operator.decide.failure import classify_end, lost_pod
+from trainyard_operator.decide.failure import classify_end
 from trainyard_operator.decide.model import (
     Action,
     CreateJob,
@@ -38,8 +39,8 @@ from trainyard_operator.decide.queued import queue_up
 from trainyard_operator.decide.refusals import with_refusals
 from trainyard_operator.decide.settle import finished, settle, stop_state
 from trainyard_operator.decide.versions import orphaned, present_version, version_actions
-from trainyard_operator.decide.warnings import job_warnings
-from trainyard_operator.status import TERMINAL, render_job, success_message, text
+from trainyard_operator.decide.warnings import TOO_SLOW, job_warnings, rate_look
+from trainyard_operator.status import TERMINAL, render_job, success_message
 
 ORDER: tuple[type[Action], ...] = (
     CreateService,
@@ -65,7 +66,7 @@ def decide_job(snapshot: JobSnapshot) -> JobPlan:
     if _to_be_rerun(case, draft):
         # Its end is written first, so that nobody misses it; the new run is the next look's.
         draft = draft.look_at(case.now)
-    draft = draft.set(warnings=job_warnings(case, draft.status))
+    draft = draft.set(warnings=job_warnings(case, draft.status)).look_at(rate_look(case, draft.status))
     draft = clean_up(case, draft)
     draft = draft.act(*version_actions(case, draft.status))
     ordered = sorted(draft.actions, key=lambda action: ORDER.index(type(action)))
@@ -207,24 +208,21 @@ def _deleting(case: Case) -> JobPlan:
     )
     completed = any(attempt.cause is Cause.COMPLETED for attempt in run_attempts(status))
     actions = () if completed else version_actions(case, stopped)
-    for attempt in open_attempts(status):
-        facts = end_facts(case, Draft(status), attempt)
-        if lost := lost_pod(facts):
-            message = (
-                f"The deletion waits for pod {lost.metadata.name} on node {lost.node}, which does not answer. If the machine is "
-                f"off for good: kubectl delete node {lost.node}, or taint it with node.kubernetes.io/out-of-service."
-            )
-            status = status.model_copy(update={"reason": "DeletionBlocked", "message": text(message)})
+    draft = deletion_said(case, Draft(status))
     kept = tuple(action for action in actions if isinstance(action, WriteVersionStatus))
-    return JobPlan(status, kept, _events(case.snapshot.job.status, status))
+    return JobPlan(draft.status, kept, _events(status, draft.status), min(draft.looks, default=None))
 
 
 def _events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[Note, ...]:
-    """One Event for an attempt that ended, and one for a new state or a new reason within it."""
+    """One Event for an attempt that ended, one for a training that will not end in time, and one for a new state or a new reason
+    within it."""
     notes = tuple(_ended(attempt) for attempt in new.attempts if attempt.end_time and attempt not in old.attempts)
+    notes += tuple(
+        Note(w.reason, w.message, warning=True) for w in new.warnings if w.reason == TOO_SLOW and w not in old.warnings
+    )
     if (old.state, old.reason) == (new.state, new.reason) or (notes and new.state is JobState.RERUN):
         return notes
-    bad = new.state in (JobState.FAILED, JobState.UNSPECIFIED) or new.reason in BLOCKED_REASONS
+    bad = new.state in (JobState.FAILED, JobState.UNSPECIFIED) or new.reason in BLOCKED_REASONS | {DELETION_BLOCKED}
     reason = new.state.value if new.state is not old.state else new.reason or new.state.value
     return (*notes, Note(reason, new.message or "", warning=bad))
 

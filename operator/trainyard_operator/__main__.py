@@ -4,16 +4,18 @@ Crash-only: nothing has to be saved, so ending is the answer to everything that 
 that broke), and whoever starts next goes on from what is written in the cluster.
 """
 
+import argparse
 import asyncio
 import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from trainyard_api.run import Intake as IntakeAddress
 
-from trainyard_operator import tls
+from trainyard_operator import logs, tls
 from trainyard_operator.cluster import SECRETS, Cluster, ClusterError
 from trainyard_operator.events import Recorder
 from trainyard_operator.intake import PATH, Intake, serve, server_context
@@ -22,7 +24,7 @@ from trainyard_operator.metrics import Metrics
 from trainyard_operator.probes import Heartbeat, Probes
 from trainyard_operator.queue import WorkQueue
 from trainyard_operator.reconcile import Reconciler
-from trainyard_operator.settings import Settings
+from trainyard_operator.settings import SETTINGS_FILE, Settings, SettingsError, load_settings
 from trainyard_operator.shell import Shell
 from trainyard_operator.tokens import Verifier
 from trainyard_operator.watch import Key, Watch
@@ -123,7 +125,14 @@ class Operator:
     async def _take_reports(self) -> None:
         await self._certificate.loaded.wait()
         settings = self._settings
-        intake = Intake(self._cluster, Verifier(self._cluster), self._metrics, report_seconds=settings.report_seconds)
+        intake = Intake(
+            self._cluster,
+            Verifier(self._cluster),
+            self._metrics,
+            report_seconds=settings.report_seconds,
+            writes_per_second=settings.progress_writes_per_second / settings.replicas,
+            refresh_seconds=settings.progress_refresh_seconds,
+        )
         await serve(intake.application(), settings.intake_host, settings.intake_port, self._certificate.context)
         logger.info("taking reports on port %d", settings.intake_port)
 
@@ -154,7 +163,7 @@ class Operator:
             watch.wake_all()
             logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")
             group.create_task(recorder.run(), name="events")
-            group.create_task(queue.work(reconciler, settings.workers), name="workers")
+            group.create_task(queue.work(reconciler, settings.workers, Key.logged), name="workers")
             group.create_task(self._resync(watch), name="resync")
 
     async def _resync(self, watch: Watch) -> None:
@@ -203,14 +212,27 @@ async def _run(settings: Settings) -> None:
     await operator.run()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of the image."""
-    settings = Settings()
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    parser = argparse.ArgumentParser(
+        prog="trainyard-operator",
+        description="Runs TrainingJobs. Settings are environment variables TRAINYARD_….",
     )
-    # Kopf writes bodies of objects into its lines.
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    parser.add_argument(
+        "--namespaces", help="serve these alone, separated by commas: Roles are enough then, and no node is read"
+    )
+    parser.add_argument(
+        "--settings", metavar="FILE", help=f"YAML file of settings, under the environment ({SETTINGS_FILE})"
+    )
+    given = parser.parse_args(arguments)
+    if given.settings:
+        os.environ[SETTINGS_FILE] = given.settings
+    overrides = {"watch_namespaces": given.namespaces, "watch_nodes": False} if given.namespaces else {}
+    try:
+        settings = load_settings(**overrides)
+    except SettingsError as error:
+        parser.exit(2, f"trainyard-operator: {error}\n")
+    logs.set_up(settings.log_level, settings.log_format)
     try:
         asyncio.run(_run(settings))
     except BaseException as error:

@@ -12,13 +12,16 @@ import logging
 import ssl
 import time
 from collections import OrderedDict
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 from pydantic import ValidationError
 from trainyard_api.report import MAX_REPORT_BYTES, Answer, Report
 
+from trainyard_operator import logs
 from trainyard_operator.cluster import TRAINING_JOBS, Cluster, ClusterError, NotFoundError, Object, StaleError
+from trainyard_operator.decide.parse import parse_time
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.reported import report_operations
 from trainyard_operator.tokens import Reporter, TokenError, Verifier
@@ -60,14 +63,46 @@ class Pace:
             self._taken.popitem(last=False)
 
 
+class Bucket:
+    """At most so many writes a second, with a second's worth in reserve."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._size = max(1.0, per_second)
+        self._left = self._size
+        self._at = time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there is room for one write now."""
+        now = time.monotonic()
+        self._left = min(self._size, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class Intake:
     """Answers `POST /v1/reports`."""
 
-    def __init__(self, cluster: Cluster, verifier: Verifier, metrics: Metrics, *, report_seconds: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        verifier: Verifier,
+        metrics: Metrics,
+        *,
+        report_seconds: float,
+        writes_per_second: float = 50.0,
+        refresh_seconds: float = 30.0,
+    ) -> None:
+        """`writes_per_second`: of mere progress, by this replica, over all jobs."""
         self._cluster = cluster
         self._verifier = verifier
         self._metrics = metrics
         self._pace = Pace(report_seconds)
+        self._writes = Bucket(writes_per_second)
+        self._refresh_seconds = refresh_seconds
 
     def application(self) -> web.Application:
         # aiohttp answers 413 by itself from here on; one byte more lets us answer in our own words.
@@ -79,11 +114,11 @@ class Intake:
         began = time.perf_counter()
         try:
             answer = await self._take(request)
-            response = web.json_response(answer.to_dict())
+            response, reason = web.json_response(answer.to_dict()), "Accepted"
         except Refusal as refusal:
             logger.info("report refused: %s %s: %s", refusal.status, refusal.reason, refusal)
-            response = _refused(refusal)
-        self._metrics.reports.labels(str(response.status)).inc()
+            response, reason = _refused(refusal), refusal.reason
+        self._metrics.reports.labels(str(response.status), reason).inc()
         self._metrics.report_seconds.observe(time.perf_counter() - began)
         return response
 
@@ -97,12 +132,18 @@ class Intake:
             )
         if wait := self._pace.wait(reporter.pod_uid):
             raise Refusal(429, "TooSoon", f"the next report is taken in {wait:.2f} s; send it then", retry_after=wait)
+        with logs.about(namespace=report.namespace, job=report.job, attempt=report.attempt):
+            return await self._accept(report, reporter)
+
+    async def _accept(self, report: Report, reporter: Reporter) -> Answer:
+        """Check the report against the job as it is now, and write it. Raises `Refusal`."""
         try:
             for _ in range(TRIES):
                 job = await self._cluster.get(TRAINING_JOBS, report.namespace, report.job)
                 check(job, report, reporter)
                 try:
-                    await self._write(job, report)
+                    if self._worth_writing(job, report):
+                        await self._write(job, report)
                 except StaleError:
                     continue  # the loop or another report was faster: look again
                 self._pace.took(reporter.pod_uid)
@@ -125,6 +166,14 @@ class Intake:
         except ClusterError as error:
             logger.warning("the cluster's keys cannot be read: %s", error)
             raise Refusal(503, "KeysUnavailable", "the token cannot be verified now", retry_after=1.0) from error
+
+    def _worth_writing(self, job: Object, report: Report) -> bool:
+        """Whether an accepted report is written now. What a decision or a user waits for always is; mere progress within the
+        writes that the cluster is to bear, and at least every `refresh_seconds`, so that silence is never mistaken for a stall."""
+        due = is_due(job, report, datetime.now(UTC), self._refresh_seconds)
+        written = due or self._writes.take()
+        self._metrics.progress_writes.labels("written" if written else "left").inc()
+        return written
 
     async def _write(self, job: Object, report: Report) -> None:
         status = job["status"]
@@ -164,6 +213,22 @@ def check(job: Object, report: Report, reporter: Reporter) -> None:
     last = (status.get("progress") or {}).get("sequence") or 0
     if report.sequence <= last:
         raise Refusal(409, "SequenceBack", f"report {report.sequence} comes after report {last}")
+
+
+def is_due(job: Object, report: Report, now: datetime, refresh_seconds: float) -> bool:
+    """Whether the report has news that may not wait for the next one: a phase, a warning, the first checkpoint, a result, or a
+    sign of life after a while."""
+    status = job.get("status") or {}
+    progress = status.get("progress")
+    if progress is None or report.result is not None or progress.get("phase") != report.phase:
+        return True
+    if report.checkpoint_step is not None and progress.get("checkpointStep") is None:
+        return True  # from here on a stop leaves something to go on from
+    if len(report.warnings or ()) != len(progress.get("warnings") or ()):
+        return True
+    last = parse_time(progress.get("updatedAt"))
+    stall = ((job.get("spec") or {}).get("policy") or {}).get("stallTimeoutSeconds") or float("inf")
+    return last is None or (now - last).total_seconds() >= min(refresh_seconds, stall / 3)
 
 
 async def _read_report(request: web.Request) -> Report:

@@ -1,17 +1,21 @@
 """`/healthz`, `/readyz` and `/metrics`: whether this replica does its work, not merely whether its loop turns.
 
 A replica is alive while its event loop keeps time, its queue moves and, on the leader, every watch has given a sign of life
-within the time after which the API server ends it anyway. It is ready when it can take reports.
+within the time after which the API server ends it anyway. It is ready when it is alive and can take reports.
 """
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from aiohttp import web
 
-from trainyard_operator.metrics import CONTENT_TYPE, Metrics
+from trainyard_operator.cache import Caches
+from trainyard_operator.decide.admission import WAITING, service_name_of
+from trainyard_operator.metrics import CONTENT_TYPE, Metrics, ServiceLoad
 from trainyard_operator.queue import WorkQueue
 from trainyard_operator.watch import Key, Watch
 
@@ -58,6 +62,7 @@ class Probes:
         self._leading_since = time.monotonic()
         self._watch, self._queue = watch, queue
         self._metrics.leader.set(1)
+        self._metrics.loads = lambda: service_loads(watch.caches, datetime.now(UTC))
 
     def troubles(self) -> list[str]:
         """Why this replica should be started again; empty while it is well."""
@@ -87,7 +92,8 @@ class Probes:
         return _answer(self.troubles())
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        return _answer([] if self.taking_reports() else ["the intake has no certificate yet"])
+        certificate = [] if self.taking_reports() else ["the intake has no certificate yet"]
+        return _answer(certificate + self.troubles())
 
     async def _render(self, _: web.Request) -> web.Response:
         if self._queue is not None:
@@ -101,6 +107,25 @@ class Probes:
             for state, count in states.items():
                 self._metrics.jobs.labels(state).set(count)
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def service_loads(caches: Caches, now: datetime) -> list[ServiceLoad]:
+    """How every service stands, in one pass over the jobs."""
+    loads = {
+        name: ServiceLoad(*name, running=view.status.running, capacity=view.status.capacity)
+        for name, view in ((name, caches.services.get(name)) for name in caches.services.names())
+        if view is not None
+    }
+    waiting: dict[tuple[str, str], list[datetime]] = {}
+    for job in caches.jobs.views():
+        if job.status.state in WAITING:
+            name = (job.metadata.namespace, service_name_of(job.spec))
+            waiting.setdefault(name, []).append(job.status.queued_time or now)
+    for name, times in waiting.items():
+        if name in loads:
+            oldest = max(0.0, (now - min(times)).total_seconds())
+            loads[name] = replace(loads[name], queued=len(times), oldest_seconds=oldest)
+    return list(loads.values())
 
 
 def _answer(troubles: list[str]) -> web.Response:

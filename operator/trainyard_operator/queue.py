@@ -10,6 +10,7 @@ import heapq
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -97,31 +98,45 @@ class WorkQueue(Generic[Key]):
             self._again.discard(key)
             self.add(key)
 
-    async def work(self, reconcile: Callable[[Key], Awaitable[float | None]], workers: int) -> None:
+    async def work(
+        self,
+        reconcile: Callable[[Key], Awaitable[float | None]],
+        workers: int,
+        about: Callable[[Key], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         """Run `reconcile` over the keys with at most `workers` at once, for ever.
 
-        It returns the seconds after which to look again, or None. What it raises is logged and retried with backoff.
+        It returns the seconds after which to look again, or None. What it raises is logged and retried with backoff; log lines
+        are written within `about` the key.
         """
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
-                group.create_task(self._worker(reconcile))
+                group.create_task(self._worker(reconcile, about))
 
-    async def _worker(self, reconcile: Callable[[Key], Awaitable[float | None]]) -> None:
+    async def _worker(
+        self,
+        reconcile: Callable[[Key], Awaitable[float | None]],
+        about: Callable[[Key], AbstractContextManager[None]],
+    ) -> None:
         while True:
             key = await self.get()
-            try:
-                again = await reconcile(key)
-            except Exception as error:
-                delay = self.retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
-                expected = getattr(error, "expected", False)
-                log = logger.info if expected else logger.warning
-                log("%s: %s; looking again in %.1f s", key, error, delay, exc_info=not expected and self._is_bug(error))
-            else:
-                self.forget(key)
-                if again is not None:
-                    self.add_after(key, again)
-            finally:
-                self.done(key)
+            with about(key):
+                await self._look(reconcile, key)
+
+    async def _look(self, reconcile: Callable[[Key], Awaitable[float | None]], key: Key) -> None:
+        try:
+            again = await reconcile(key)
+        except Exception as error:
+            delay = self.retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
+            expected = getattr(error, "expected", False)
+            log = logger.info if expected else logger.warning
+            log("%s: %s; looking again in %.1f s", key, error, delay, exc_info=not expected and self._is_bug(error))
+        else:
+            self.forget(key)
+            if again is not None:
+                self.add_after(key, again)
+        finally:
+            self.done(key)
 
     @staticmethod
     def _is_bug(error: Exception) -> bool:

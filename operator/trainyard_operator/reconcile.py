@@ -10,9 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from trainyard_api.resolve import resolved_instance
 from trainyard_api.run import Intake
+from trainyard_api.trainingjob import TrainingJobStatus
 
+from trainyard_operator import logs
 from trainyard_operator.actions import Actions
+from trainyard_operator.cache import Entry
 from trainyard_operator.cluster import (
     CORE_EVENTS,
     MODEL_VERSIONS,
@@ -52,7 +56,7 @@ from trainyard_operator.decide.model import (
 from trainyard_operator.decide.refusals import retry_time, tells, waits_for
 from trainyard_operator.events import Recorder
 from trainyard_operator.manifests import ManifestError
-from trainyard_operator.metrics import Metrics
+from trainyard_operator.metrics import OTHER, Metrics
 from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Key, Kind, Watch
 
@@ -124,6 +128,11 @@ class Reconciler:
             for version in self._caches.versions.names_by("job", (key.namespace, key.name)):
                 self._watch.queue.add(Key(Kind.VERSION, *version))
             return None
+        current = entry.view.status.current
+        with logs.about(attempt=current.attempt if current else entry.view.status.attempt_count):
+            return await self._look_at_job(key, entry)
+
+    async def _look_at_job(self, key: Key, entry: Entry[JobView]) -> float | None:
         snapshot = await self._job_snapshot(entry.view)
         plan = lifecycle.decide_job(snapshot)
         raw = entry.status or {}
@@ -135,6 +144,7 @@ class Reconciler:
             tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
             if not await self._write(TRAINING_JOBS, key, tests, operations):
                 return STALE_SECONDS
+            self._count(snapshot, plan.status)
         self._emit(TRAINING_JOBS, entry.view.metadata, plan.events)
         await self._carry_out(entry.view, snapshot, plan.actions)
         return _seconds_until(plan.look_again_at)
@@ -264,6 +274,7 @@ class Reconciler:
         name = (key.namespace, key.name)
         entry = self._caches.services.entry(name)
         if entry is None:
+            self._metrics.forget_service(*name)
             return None
         snapshot = ServiceSnapshot(
             now=_now(),
@@ -364,6 +375,16 @@ class Reconciler:
                 if woken != key:
                     self._watch.queue.add(woken)
         return True
+
+    def _count(self, snapshot: JobSnapshot, written: TrainingJobStatus) -> None:
+        job, view = snapshot.job, snapshot.service
+        if view is None:
+            service, gpus = OTHER, job.spec.resources.gpus or 0
+        else:
+            instance = resolved_instance(job.spec, view.spec)
+            service = self._metrics.service(view.metadata.namespace, view.metadata.name)
+            gpus = instance.gpus * instance.nodes
+        self._metrics.written(service, gpus, job.status, written)
 
     def _emit(self, resource: Resource, about: Metadata, notes: Sequence[Note]) -> None:
         for note in notes:

@@ -1,13 +1,23 @@
-"""What the chart tells the operator, as environment variables `TRAINYARD_…`; every one has a default that works."""
+"""What the chart tells the operator: environment variables `TRAINYARD_…`, over a YAML file, over defaults that work."""
 
+import os
 import socket
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -20,10 +30,29 @@ def _own_namespace() -> str:
         return "trainyard-system"
 
 
+SETTINGS_FILE = "TRAINYARD_SETTINGS_FILE"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the text says which and what to write."""
+
+
 class Settings(BaseSettings):
-    """Durations are seconds. Lists and objects are given as JSON."""
+    """Durations are seconds. Lists and objects are given as JSON, in the file as YAML."""
 
     model_config = SettingsConfigDict(env_prefix="TRAINYARD_", env_parse_none_str="null", frozen=True, extra="ignore")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file that TRAINYARD_SETTINGS_FILE names."""
+        file = InitSettingsSource(settings_cls, init_kwargs=_from_file(os.environ.get(SETTINGS_FILE), settings_cls))
+        return init_settings, env_settings, file
 
     namespace: str = Field(default_factory=_own_namespace)
     """Where the operator lives: its Lease and its intake's Secret."""
@@ -59,6 +88,12 @@ class Settings(BaseSettings):
     """`tls.crt`, `tls.key` and `ca.crt` made by someone else (cert-manager); the operator makes none then."""
     report_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Least time between two accepted reports of one pod."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Replicas that share the writes of progress."""
+    progress_writes_per_second: Annotated[float, Field(gt=0)] = 50.0
+    """Writes of mere progress into all jobs together; a new phase, a warning or a result is always written."""
+    progress_refresh_seconds: Annotated[float, Field(ge=1)] = 30.0
+    """A job whose reports arrive is written at least this often, whatever the others do."""
 
     trainer_image: str = "trainyard/trainer:0.1.0"
     trainer_pull_policy: str | None = None
@@ -85,7 +120,8 @@ class Settings(BaseSettings):
     lost_node_seconds: Annotated[int, Field(ge=1)] = 300
     """An attempt on a node that does not answer is given up after this long."""
 
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "text"] = "json"
 
     @field_validator("watch_namespaces", mode="before")
     @classmethod
@@ -98,3 +134,31 @@ class Settings(BaseSettings):
     def intake_hostname(self) -> str:
         """Host part of `intake_url`."""
         return urlsplit(self.intake_url).hostname or "localhost"
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """The settings of this process. Raises `SettingsError` naming each one that is wrong."""
+    try:
+        return Settings(**arguments)
+    except ValidationError as error:
+        found = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise SettingsError(f"settings that cannot be used: {'; '.join(found)}") from error
+    except PydanticSettingsError as error:
+        raise SettingsError(f"settings that cannot be read: {error} (lists and objects are JSON)") from error
+
+
+def _from_file(path: str | None, settings: type[BaseSettings]) -> dict[str, Any]:
+    if not path:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} ({SETTINGS_FILE}) cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} ({SETTINGS_FILE}) has to be a mapping of settings, such as `workers: 8`")
+    unknown = sorted(set(content) - set(settings.model_fields))
+    if unknown:
+        near = get_close_matches(unknown[0], settings.model_fields, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SettingsError(f"{path} ({SETTINGS_FILE}) has settings that do not exist: {', '.join(unknown)}{hint}")
+    return content

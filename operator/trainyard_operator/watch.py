@@ -13,6 +13,7 @@ object in and add keys. Which key a change wakes is the whole content of this mo
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import kopf
 from trainyard_api.trainingjob import JobState
 
+from trainyard_operator import logs
 from trainyard_operator.cache import Cache, Caches, Change, Name
 from trainyard_operator.cluster import JOBS, PODS, Cluster, Object
 from trainyard_operator.decide.admission import service_name_of
@@ -59,6 +61,11 @@ class Key:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
+
+    def logged(self) -> AbstractContextManager[None]:
+        """Log lines written within name this object."""
+        field = {Kind.JOB: "job", Kind.SERVICE: "service", Kind.VERSION: "version"}[self.kind]
+        return logs.about(**{"namespace": self.namespace, field: self.name})
 
 
 class Watch:

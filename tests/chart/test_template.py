@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from chart import CHART, Object, helm, only, render
-from trainyard_operator.settings import Settings
+from trainyard_operator.settings import SETTINGS_FILE, Settings, load_settings
 
 pytestmark = pytest.mark.cluster  # needs Helm, which is built with the control plane
 
@@ -35,7 +35,8 @@ def test_helm_lint_finds_nothing():
 
 def test_every_variable_is_a_setting_of_the_operator():
     known = {f"TRAINYARD_{name.upper()}" for name in Settings.model_fields}
-    assert set(environment(render("services.ephemeralStorage=5Gi", "services.image.pullPolicy=Always"))) <= known
+    told = render("services.ephemeralStorage=5Gi", "services.image.pullPolicy=Always", "operator.settings.workers=3")
+    assert set(environment(told)) - {SETTINGS_FILE} <= known
 
 
 def test_the_default_values_are_the_operators_own_defaults(monkeypatch: pytest.MonkeyPatch):
@@ -74,6 +75,25 @@ def test_values_arrive_as_the_operator_reads_them(monkeypatch: pytest.MonkeyPatc
     assert told.preemptible_tolerations == ({"key": "spot", "operator": "Exists"},)
     assert told.intake_url == "https://prod-trainyard-intake.trainyard-system.svc:8443"
     assert told.intake_hostname == "prod-trainyard-intake.trainyard-system.svc"
+
+
+def test_further_settings_are_mounted_as_a_file_that_the_operator_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    objects = render(
+        "operator.settings.request_seconds=60", "json:operator.settings.watch_server_seconds=90", "replicas=2"
+    )
+    pod = only(objects, "Deployment")["spec"]["template"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    file = environment(objects)["TRAINYARD_SETTINGS_FILE"]
+    assert file == f"{mounts['settings']}/settings.yaml"
+    assert "checksum/settings" in pod["metadata"]["annotations"]
+    local = tmp_path / "settings.yaml"
+    local.write_text(only(objects, "ConfigMap")["data"]["settings.yaml"])
+    for name, value in environment(objects).items():
+        monkeypatch.setenv(name, str(local) if name == SETTINGS_FILE else value)
+    told = load_settings()
+    assert (told.request_seconds, told.watch_server_seconds, told.replicas) == (60, 90, 2)
 
 
 def test_the_platform_may_choose_the_trainers_user(monkeypatch: pytest.MonkeyPatch):

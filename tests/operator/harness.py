@@ -57,6 +57,7 @@ class Operator:
             "default_cpu": "10m",
             "default_memory": "64Mi",
             "default_shared_memory": "8Mi",
+            "log_format": "text",
             "log_level": "DEBUG" if os.environ.get("TRAINYARD_TEST_DEBUG") else "INFO",
         } | settings
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")}

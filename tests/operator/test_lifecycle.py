@@ -401,7 +401,7 @@ async def test_events_tell_the_story_once(yard: Yard):
     assert len(sentences) == len(set(sentences))
 
 
-async def test_probes_and_metrics_answer_without_names_of_users(yard: Yard):
+async def test_probes_and_metrics_answer_without_names_of_jobs(yard: Yard):
     await yard.finished("success")
     operator = yard.operator
     assert await asyncio.to_thread(operator.get, "/healthz") == (200, "ok\n")
@@ -410,7 +410,11 @@ async def test_probes_and_metrics_answer_without_names_of_users(yard: Yard):
     assert status == 200
     assert "trainyard_leader 1.0" in text
     assert 'trainyard_reconcile_seconds_count{kind="TrainingJob"}' in text
-    for name in (yard.namespace, "success", "retried", "fake"):
+    # Services are few; jobs and people's other words are without number.
+    assert f'trainyard_attempts_total{{cause="Completed",namespace="{yard.namespace}",service="fake"}}' in text
+    assert f'trainyard_service_queue_length{{namespace="{yard.namespace}",service="fake"}}' in text
+    assert 'trainyard_reports_total{reason="Accepted",status="200"}' in text
+    for name in ("success", "retried"):
         assert f'"{name}' not in text
 
 

@@ -11,6 +11,12 @@
 - {name: TRAINYARD_KEEP_FINISHED_SECONDS, value: {{ .Values.operator.keepFinishedSeconds | int64 | quote }}}
 - {name: TRAINYARD_LOST_NODE_SECONDS, value: {{ .Values.operator.lostNodeSeconds | int64 | quote }}}
 - {name: TRAINYARD_LOG_LEVEL, value: {{ .Values.operator.logLevel | quote }}}
+- {name: TRAINYARD_LOG_FORMAT, value: {{ .Values.operator.logFormat | quote }}}
+{{- if .Values.operator.settings }}
+- {name: TRAINYARD_SETTINGS_FILE, value: /etc/trainyard/settings/settings.yaml}
+{{- end }}
+- {name: TRAINYARD_REPLICAS, value: {{ max 1 (.Values.replicas | int64) | quote }}}
+- {name: TRAINYARD_PROGRESS_WRITES_PER_SECOND, value: {{ .Values.intake.progressWritesPerSecond | quote }}}
 - {name: TRAINYARD_INTAKE_URL, value: {{ printf "https://%s-intake.%s.svc:8443" $name .Release.Namespace | quote }}}
 - {name: TRAINYARD_INTAKE_SECRET, value: {{ $name }}-intake-tls}
 - {name: TRAINYARD_REPORT_SECONDS, value: {{ .Values.intake.reportSeconds | quote }}}

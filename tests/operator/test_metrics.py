@@ -1,0 +1,128 @@
+"""What the metrics count, and that no series is without bound or outlives its service."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from trainyard_api.report import Report
+from trainyard_api.trainingjob import Attempt, Cause, TrainingJobStatus
+from trainyard_operator.intake import Bucket, is_due
+from trainyard_operator.metrics import MAX_SERVICES, Metrics
+from trainyard_operator.probes import service_loads
+from trainyard_operator.queue import WorkQueue
+from trainyard_operator.watch import Watch
+
+from tests.operator.decide.world import SPEC, START
+
+FAKE = ("vision", "fake")
+
+
+def later(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def sample(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def attempt(number: int, **fields: Any) -> Attempt:
+    return Attempt(number=number, run=0, job_name=f"cells-r0-a{number}", create_time=later(60), **fields)
+
+
+def test_each_attempt_is_counted_once_by_cause_with_its_gpu_time():
+    metrics = Metrics()
+    waiting = TrainingJobStatus(queued_time=START)
+    opened = TrainingJobStatus(attempts=(attempt(1),))
+    first = attempt(1, start_time=later(65), training_start_time=later(70))
+    training = TrainingJobStatus(attempts=(first,))
+    over = first.model_copy(update={"end_time": later(165), "cause": Cause.ERROR, "charged": True})
+    ended = TrainingJobStatus(attempts=(over,))
+    lost = attempt(2, start_time=later(200), end_time=later(230), cause=Cause.LOST, charged=False)
+    again = TrainingJobStatus(attempts=(over, lost))
+    for old, new in ((waiting, opened), (opened, training), (training, ended), (ended, ended), (ended, again)):
+        metrics.written(metrics.service(*FAKE), 4, old, new)
+    labels = {"namespace": "vision", "service": "fake"}
+    assert sample(metrics, "trainyard_time_to_admission_seconds_sum", **labels) == 60
+    assert sample(metrics, "trainyard_time_to_first_step_seconds_sum", **labels) == 10
+    assert sample(metrics, "trainyard_attempts_total", cause="Error", **labels) == 1
+    assert sample(metrics, "trainyard_attempts_total", cause="Lost", **labels) == 1
+    assert sample(metrics, "trainyard_gpu_seconds_total", outcome="charged", **labels) == 400
+    assert sample(metrics, "trainyard_gpu_seconds_total", outcome="lost", **labels) == 120
+
+
+def test_the_series_of_a_deleted_service_vanish():
+    metrics = Metrics()
+    done = attempt(1, start_time=START, end_time=later(9), cause=Cause.COMPLETED, charged=False)
+    metrics.written(
+        metrics.service(*FAKE), 1, TrainingJobStatus(queued_time=START), TrainingJobStatus(attempts=(done,))
+    )
+    assert b'service="fake"' in metrics.render()
+    metrics.forget_service(*FAKE)
+    assert b'service="fake"' not in metrics.render()
+
+
+def test_services_without_end_share_one_series():
+    metrics = Metrics()
+    names = {metrics.service("vision", f"service-{number}") for number in range(MAX_SERVICES + 50)}
+    assert len(names) == MAX_SERVICES + 1
+    assert metrics.service("vision", "service-1") == ("vision", "service-1")
+
+
+def test_queue_length_and_wait_of_each_service_are_read_at_the_scrape():
+    metrics, watch = Metrics(), Watch(WorkQueue(), nodes=False)
+    body: dict[str, Any] = {"metadata": {"namespace": "vision", "name": "fake", "uid": "s", "resourceVersion": "1"}}
+    body |= {"spec": {"architecture": "yard-nano"}, "status": {"running": 2, "capacity": 3}}
+    watch.caches.services.apply(body)
+    for number in range(3):
+        metadata = {"namespace": "vision", "name": f"job-{number}", "uid": f"u{number}", "resourceVersion": "1"}
+        status = {"state": "Queued" if number else "Running", "queuedTime": later(10 * number).isoformat()}
+        watch.caches.jobs.apply({"metadata": metadata, "spec": SPEC | {"serviceName": "fake"}, "status": status})
+    metrics.loads = lambda: service_loads(watch.caches, later(100))
+    labels = {"namespace": "vision", "service": "fake"}
+    assert sample(metrics, "trainyard_service_queue_length", **labels) == 2
+    assert sample(metrics, "trainyard_service_queue_oldest_seconds", **labels) == 90
+    assert sample(metrics, "trainyard_service_running", **labels) == 2
+    watch.caches.services.apply(body | {"metadata": body["metadata"] | {"resourceVersion": "2"}}, deleted=True)
+    assert sample(metrics, "trainyard_service_queue_length", **labels) is None
+
+
+# --- which reports are written ----------------------------------------------------------------------------------------------
+
+BEFORE = {"phase": "Training", "step": 1, "checkpointStep": 1, "updatedAt": later(0).isoformat(), "sequence": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "seconds", "due"),
+    [
+        ({"step": 2}, 1, False),
+        ({"step": 2}, 29, False),
+        ({"step": 2}, 30, True),
+        ({"phase": "Evaluating"}, 1, True),
+        ({"warnings": [{"reason": "Overfitting", "message": "it overfits"}]}, 1, True),
+        ({"result": {"exitCode": 0, "reason": "Completed"}}, 1, True),
+        ({"checkpointStep": 2}, 1, False),
+    ],
+)
+def test_mere_progress_may_wait_for_the_next_report_and_news_may_not(fields: dict[str, Any], seconds: float, due: bool):
+    identity = {"job": "cells", "namespace": "vision", "uid": "u", "run": 0, "attempt": 1, "sequence": 2}
+    report = Report.model_validate(identity | {"phase": "Training"} | fields)
+    assert is_due({"status": {"progress": BEFORE}}, report, later(seconds), 30.0) is due
+    assert is_due({"status": {}}, report, later(seconds), 30.0)
+
+
+def test_a_job_that_stalls_soon_is_written_often():
+    identity = {"job": "cells", "namespace": "vision", "uid": "u", "run": 0, "attempt": 1, "sequence": 2}
+    report = Report.model_validate(identity | {"phase": "Training"})
+    job = {"spec": {"policy": {"stallTimeoutSeconds": 15}}, "status": {"progress": BEFORE}}
+    assert is_due(job, report, later(5), 30.0)
+
+
+def test_writes_are_bounded_over_all_jobs(monkeypatch: pytest.MonkeyPatch):
+    clock = [1000.0]
+    monkeypatch.setattr("trainyard_operator.intake.time.monotonic", lambda: clock[0])
+    bucket = Bucket(50)
+    assert sum(bucket.take() for _ in range(200)) == 50
+    clock[0] += 0.5
+    assert sum(bucket.take() for _ in range(200)) == 25
+    clock[0] += 60
+    assert sum(bucket.take() for _ in range(200)) == 50

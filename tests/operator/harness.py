@@ -73,7 +73,7 @@ class Operator:
                 [sys.executable, "-m", "trainyard_operator"], env=self._environment, stdout=log, stderr=log
             )
 
-    async def ready(self, seconds: float = 30) -> None:
+    async def ready(self, seconds: float = 90) -> None:
         """Wait until the operator decides; says what its log says when it ends instead."""
         deadline = time.monotonic() + seconds
         while "trainyard_leader 1.0" not in (await asyncio.to_thread(self.get, "/metrics"))[1]:

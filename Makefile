@@ -74,6 +74,11 @@ test: setup system tools ## all tests, those against the real control plane incl
 test-quick: setup ## no cluster, no training: under a minute
 	$(BIN)/pytest $(PARALLEL) -m "not cluster and not training"
 
+.PHONY: fuzz
+fuzz: setup ## damaged and malicious inputs, for FUZZ=600 seconds, from input SEED=100000 on
+	$(BIN)/python -m tests.fuzz.run annotation=2000 json=1000 image=1000 zip=500 spec=1000 \
+	  --seconds $(or $(FUZZ),600) --seed $(or $(SEED),100000) --folder .fuzz
+
 .PHONY: crds
 crds: setup ## render the CRDs (for kubectl and the chart) and their reference from the models
 	$(BIN)/python -m trainyard_api.crd crds helm/trainyard/files/crds

@@ -48,6 +48,14 @@ def test_10_boxes_tell_the_rotation_where_the_size_is_missing(tmp_path: Path):
     assert record(load(files, tmp_path)).orientation == 6
 
 
+def test_10_a_half_turn_is_applied_with_a_warning_since_the_size_cannot_tell(tmp_path: Path):
+    dataset = load({**good(), I: picture(0, orientation=3)}, tmp_path)
+    assert record(dataset).orientation == 3
+    assert "the size cannot tell whether the boxes were drawn so" in found(dataset, "RotationUnclear")[0].message
+    turned, upright = (decode(picture(0, orientation=3), orientation, 64) for orientation in (3, 1))
+    assert (turned == upright[::-1, ::-1]).all()
+
+
 @pytest.mark.parametrize("value", [0, 9, 42])
 def test_10_a_senseless_orientation_is_ignored(tmp_path: Path, value: int):
     files = {**good(), I: picture(0, orientation=value)}
@@ -179,6 +187,21 @@ def test_31_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path
         BadData, match=r"60000x60000 are 3,600,000,000 pixels, more than dataset.limits.maxPixels \(64,000,000\)"
     ):
         load({**good(), I: bytes(fake)}, tmp_path)
+
+
+def test_31_a_large_jpeg_is_decoded_at_reduced_scale():
+    """6,000 x 4,000 pixels take 72 MB; an eighth of both sides takes 1."""
+    import tracemalloc
+
+    large = picture(3, (6000, 4000))
+    image = Image.open(io.BytesIO(large))
+    image.draft("RGB", (320, 213))
+    assert image.size == (750, 500)
+    tracemalloc.start()
+    pixels = decode(large, 1, 320)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    assert pixels.shape == (213, 320, 3)
 
 
 def test_38_a_disk_that_cannot_be_written_is_said_with_path_and_bytes(tmp_path: Path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trainyard_api.architectures import Task
 from trainyard_api.dataset import Dataset, LabelPolicy
-from trainyard_trainer import voc
+from trainyard_trainer import voc, voc_source
 from trainyard_trainer.errors import BadData
 from trainyard_trainer.fetch import fetch
 from trainyard_trainer.store import Storage
@@ -125,6 +125,24 @@ def test_30_a_link_out_of_a_folder_is_an_error(tmp_path: Path):
     (root / "Annotations" / "link.xml").symlink_to("/etc/hostname")
     with pytest.raises(BadData, match=r"link\.xml is a link that leads out of"):
         load_uri(root.as_uri(), tmp_path)
+
+
+def test_30_control_characters_in_a_name_are_an_error_that_does_not_repeat_them(tmp_path: Path):
+    with pytest.raises(
+        BadData, match=r"the file 'Annotations/\\x1b\[2J.xml' has control characters in its name; rename it"
+    ):
+        load({**good(), "Annotations/\x1b[2J.xml": xml()}, tmp_path)
+
+
+def test_31_more_members_or_more_unpacked_bytes_than_allowed_are_an_error(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(voc_source, "MAX_MEMBERS", 23)
+    with pytest.raises(BadData, match=r"has 24 files; at most 23 are read. Split it into several sources"):
+        load(good(), tmp_path)
+    monkeypatch.undo()
+    # Thousands of texts that compress well: each is small, all together are not.
+    files = {f"Annotations/{i}.xml": b" " * 30_000 for i in range(12)}
+    with pytest.raises(BadData, match=r"unpacks to 3.* bytes, more than 4 times dataset.limits.maxBytes \(40,960\)"):
+        load({**good(), **files}, tmp_path, limits={"maxBytes": "40Ki"})
 
 
 def test_31_a_bomb_is_refused_by_its_directory(tmp_path: Path):

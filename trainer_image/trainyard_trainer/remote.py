@@ -16,7 +16,7 @@ from trainyard_trainer.errors import BadData
 from trainyard_trainer.records import Progress, silent
 from trainyard_trainer.store import Entry, Stat, Storage, concurrently
 from trainyard_trainer.voc_image import EXTENSIONS, Look, look
-from trainyard_trainer.voc_source import Member, RangedFile, is_junk, member_name, open_directory
+from trainyard_trainer.voc_source import Member, RangedFile, check_name, is_junk, member_name, open_directory
 
 HEAD = 16 << 10
 """Bytes of a picture that are read first: enough for the sizes in all formats, unless a large preview lies before them."""
@@ -127,6 +127,8 @@ class RemotePrefix:
     ) -> None:
         self.uri, self._storage = uri, storage
         self._entries = {entry.uri.removeprefix(uri): entry for entry in entries}
+        for name in self._entries:
+            check_name(name, uri)
         listing = "".join(f"{entry.uri}\0{entry.size}\0{entry.etag}\n" for entry in entries)
         self.digest = hashlib.sha256(listing.encode()).hexdigest()
         self._texts: dict[str, bytes] = {}

@@ -149,6 +149,7 @@ def _check_member(info: zipfile.ZipInfo, uri: str) -> None:
     name = member_name(info)
     if info.orig_filename.startswith(("/", "\\")) or (len(name) > 1 and name[1] == ":") or ".." in name.split("/"):
         raise BadData(f"{uri}: the member {name!r} leaves its folder; make the zip with relative names only.")
+    check_name(name, uri)
     if stat_bits.S_ISLNK(info.external_attr >> 16):
         raise BadData(f"{uri}: the member {name!r} is a symbolic link; zip the files themselves.")
     if info.flag_bits & 0x1:
@@ -170,6 +171,12 @@ def member_name(info: zipfile.ZipInfo) -> str:
         with suppress(UnicodeError):
             name = name.encode("cp437").decode("utf-8")
     return name.replace("\\", "/")
+
+
+def check_name(name: str, uri: str) -> None:
+    """Raises BadData for a name that would do something to the terminal, log or list it is written to."""
+    if any(ord(character) < 32 or 0x7F <= ord(character) < 0xA0 for character in name):
+        raise BadData(f"{uri}: the file {name!r} has control characters in its name; rename it.")
 
 
 def is_junk(name: str) -> bool:
@@ -203,6 +210,7 @@ def _walk(root: Path) -> list[tuple[Member, str]]:
             if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
                 raise BadData(f"{path} is a link that leads out of {root}; copy the file itself.")
             stat = path.stat()
+            check_name(name, str(root))
             found.append((Member(path.relative_to(root).as_posix(), stat.st_size), f"{stat.st_mtime_ns:x}"))
     return found
 

@@ -153,7 +153,7 @@ def _root(data: bytes) -> etree._Element:
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
             raise Problem("DoctypeRefused", "has a DOCTYPE or entities; remove them", _line_of(data, b"<!")) from None
         # The parser repeats the place that is said in front.
-        text = re.sub(r", line \d+, column \d+$", "", str(problem.msg or problem).rstrip("."))
+        text = re.sub(r", line \d+, column \d+$", "", " ".join(str(problem.msg or problem).split()).rstrip("."))
         raise Problem("XMLInvalid", f"is no valid XML: {text}", line) from None
     if root.getroottree().docinfo.doctype or root.getroottree().docinfo.internalDTD is not None:
         raise Problem("DoctypeRefused", "has a DOCTYPE; remove it", _line_of(data, b"<!DOCTYPE"))

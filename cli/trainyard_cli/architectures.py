@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from trainyard_api.architectures import ARCHITECTURES, Architecture
+from trainyard_api.architectures import ARCHITECTURES, CPU_MEASURED, Architecture
 
 from trainyard_cli.output import Format, dump, table
 
@@ -19,6 +19,9 @@ def _row(entry: Architecture) -> dict[str, object]:
         "batchSizeGPU": entry.batch_gpu,
         "learningRate": entry.learning_rate,
         "needsGPU": entry.needs_gpu,
+        "parameters": entry.parameters,
+        "gflops": entry.gflops,
+        "imagesPerSecondCPU": entry.cpu_speed,
         "description": entry.description,
     }
 
@@ -37,17 +40,20 @@ def architectures(
         return
     print(
         table(
-            ("NAME", "TASKS", "SIZE", "BATCH CPU/GPU", "GPU", "DESCRIPTION"),
+            ("NAME", "TASKS", "PARAMETERS", "SIZE", "BATCH CPU/GPU", "GPU", "CPU IMG/S", "DESCRIPTION"),
             [
                 (
                     entry.name,
                     ", ".join(entry.tasks),
+                    f"{entry.parameters / 1e6:.1f} M",
                     entry.image_size,
                     f"{entry.batch_cpu}/{entry.batch_gpu}",
                     "needed" if entry.needs_gpu else "optional",
+                    "" if entry.cpu_speed is None else f"{entry.cpu_speed:g}",
                     entry.description,
                 )
                 for entry in ARCHITECTURES.values()
             ],
         )
     )
+    print(f"\nCPU IMG/S: images per second of training at SIZE on one core of {CPU_MEASURED}, FP32.")

@@ -32,6 +32,8 @@ app = typer.Typer(add_completion=False)
 
 NO_TIMEOUT = 31_536_000
 INTERRUPTED = 75
+MAIN_SCORES = ("mAP50", "mAP50_95", "accuracy", "mAP")
+"""Of a detector, of classes, of tags."""
 CHANGEABLE = ("suspend", "end", "rerun", "policy", "ttlSecondsAfterFinished", "description", "versionName")
 
 
@@ -222,7 +224,8 @@ class _Show:
                     description=f"loss {event['loss']:.3f}{self._score}",
                 )
             case "evaluation":
-                self._score = f" mAP50 {event.get('mAP50') or 0:.3f}"
+                name, value = next(((name, event[name]) for name in MAIN_SCORES if name in event), ("score", None))
+                self._score = f" {name} {value or 0:.3f}"
             case "result" if event.get("exitCode") == 0:
                 self._progress.update(self._task, completed=event.get("steps"), description=f"done{self._score}")
             case "warning":
@@ -262,10 +265,8 @@ def summary(spec: RunSpec, result: dict[str, Any]) -> str:
     lines = [f"{spec.model} version {result.get('version')}: {result.get('reason')}, {result.get('message', '')}"]
     for side, scores in (("validation", result.get("metrics")), ("test", result.get("test"))):
         if scores:
-            lines.append(
-                f"  {side:<10} mAP50 {scores.get('mAP50', 0):.3f}  mAP50_95 {scores.get('mAP50_95', 0):.3f}"
-                f"  precision {scores.get('precision', 0):.3f}  recall {scores.get('recall', 0):.3f}"
-            )
+            named = (f"{name} {scores[name]:.3f}" for name in (*MAIN_SCORES, "precision", "recall") if name in scores)
+            lines.append(f"  {side:<10} {'  '.join(named)}")
     lines += [f"  {artifact['uri']}" for artifact in result.get("artifacts", ())]
     lines.append(f"  {result.get('manifestURI')}")
     return "\n".join(lines)

@@ -15,6 +15,9 @@ class Task(StrEnum):
     TAGGING = "Tagging"
 
 
+CPU_MEASURED = "AMD EPYC 7003 at 2.45 GHz (AVX2, no BF16)"
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What a job gets when it names an architecture and nothing else.
@@ -35,6 +38,20 @@ class Architecture:
     """Whether bf16 is faster than fp32 on a CPU that has it: true for plain convolutions, false for depthwise ones."""
     module: str = "detector"
     """The module of the trainer that builds it."""
+    source: str = ""
+    """torchvision's name for it, where it is torchvision's."""
+    width: float = 1.0
+    """Of our own: channels and ..."""
+    depth: float = 1.0
+    """... blocks, as multiples of yard-nano's."""
+    least_size: int = 64
+    """The smallest side of the input that the network can take."""
+    parameters: int = 0
+    """With 20 labels."""
+    cpu_speed: float | None = None
+    """Images per second of training on one core of `CPU_MEASURED` at the default size, FP32; None: not meant for CPUs."""
+    gflops: float = 0.0
+    """Billions of multiplications and additions for one image at `image_size`, forward only, with 20 labels."""
     built: bool = False
     """Whether the trainer of this release brings it; one that is not yet built ends with `ExitCode.BAD_SPEC` and a sentence."""
     description: str = ""
@@ -53,7 +70,10 @@ def _detector(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, 
 
 
 def _network(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: Any) -> Architecture:
-    return Architecture(name, (Task.CLASSIFICATION, Task.TAGGING), size, cpu, gpu, rate, description=text, **rest)
+    return Architecture(
+        name, (Task.CLASSIFICATION, Task.TAGGING), size, cpu, gpu, rate,
+        module="image_network", source=name.replace("-", "_"), built=True, description=text, **rest,
+    )  # fmt: skip
 
 
 def _catalogue(*entries: Architecture) -> dict[str, Architecture]:
@@ -62,43 +82,55 @@ def _catalogue(*entries: Architecture) -> dict[str, Architecture]:
 
 ARCHITECTURES: dict[str, Architecture] = _catalogue(
     _detector(
-        "yard-nano",
-        320,
-        8,
-        32,
-        2e-3,
-        "our one-stage detector, 2 M parameters; recommended",
-        bf16_on_cpu=True,
-        built=True,
+        "yard-nano", 320, 8, 32, 2e-3, "our one-stage detector; recommended",
+        parameters=1_763_676, gflops=0.78, bf16_on_cpu=True, built=True,
     ),
     _detector(
-        "yard-small", 416, 8, 32, 1.5e-3, "our one-stage detector, for more and smaller objects", bf16_on_cpu=True
+        "yard-small", 416, 8, 32, 1.5e-3, "our one-stage detector, for more and smaller objects",
+        parameters=7_010_492, gflops=5.08, width=2.0, bf16_on_cpu=True, built=True,
     ),
-    _detector("yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs", bf16_on_cpu=True),
+    _detector(
+        "yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs",
+        parameters=19_522_284, gflops=31.2, width=3.0, depth=2.0, bf16_on_cpu=True, built=True,
+    ),
     _detector("ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices"),
     _detector("ssd300-vgg16", 300, 8, 32, 5e-4, "torchvision's SSD on VGG16", bf16_on_cpu=True),
     _detector(
-        "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN", needs_gpu=True
+        "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN", needs_gpu=True,
     ),
     _detector("fcos-resnet50-fpn", 640, 2, 8, 1e-4, "torchvision's FCOS on ResNet-50 with FPN", needs_gpu=True),
     _detector("fasterrcnn-mobilenet-v3-fpn", 640, 4, 16, 2e-4, "torchvision's Faster R-CNN on MobileNetV3 with FPN"),
     _detector(
-        "fasterrcnn-resnet50-fpn-v2",
-        640,
-        2,
-        8,
-        1e-4,
-        "torchvision's Faster R-CNN v2 on ResNet-50 with FPN",
+        "fasterrcnn-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's Faster R-CNN v2 on ResNet-50 with FPN",
         needs_gpu=True,
     ),
-    _network("mobilenet-v3-small", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 small; the quickest image network"),
-    _network("mobilenet-v3-large", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 large"),
-    _network("resnet18", 224, 32, 128, 5e-4, "torchvision's ResNet-18; recommended on CPU", bf16_on_cpu=True),
-    _network("resnet50", 224, 16, 64, 3e-4, "torchvision's ResNet-50", bf16_on_cpu=True),
-    _network("efficientnet-b0", 224, 16, 64, 5e-4, "torchvision's EfficientNet-B0"),
-    _network("efficientnet-v2-s", 384, 8, 32, 3e-4, "torchvision's EfficientNetV2 S"),
-    _network("convnext-tiny", 224, 16, 64, 2e-4, "torchvision's ConvNeXt tiny; the most accurate image network here"),
-)
+    _network(
+        "mobilenet-v3-small", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 small; the quickest image network",
+        parameters=1_538_356, gflops=0.111,
+    ),
+    _network(
+        "mobilenet-v3-large", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 large",
+        parameters=4_227_652, gflops=0.431,
+    ),
+    _network(
+        "resnet18", 224, 32, 128, 5e-4, "torchvision's ResNet-18; recommended on CPU",
+        parameters=11_186_772, gflops=3.63, bf16_on_cpu=True,
+    ),
+    _network(
+        "resnet50", 224, 16, 64, 3e-4, "torchvision's ResNet-50",
+        parameters=23_549_012, gflops=8.17, bf16_on_cpu=True,
+    ),
+    _network(
+        "efficientnet-b0", 224, 16, 64, 5e-4, "torchvision's EfficientNet-B0", parameters=4_033_168, gflops=0.769,
+    ),
+    _network(
+        "efficientnet-v2-s", 384, 8, 32, 3e-4, "torchvision's EfficientNetV2 S", parameters=20_203_108, gflops=16.7,
+    ),
+    _network(
+        "convnext-tiny", 224, 16, 64, 2e-4, "torchvision's ConvNeXt tiny; the most accurate image network here",
+        parameters=27_835_508, gflops=8.91,
+    ),
+)  # fmt: skip
 
 PRIVATE_PREFIX = "private/"
 

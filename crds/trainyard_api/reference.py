@@ -93,6 +93,8 @@ def _architectures() -> str:
         (
             f"`{entry.name}`",
             " or ".join(entry.tasks),
+            f"{entry.parameters / 1e6:.1f} M",
+            f"{entry.gflops:.1f}",
             str(entry.image_size),
             "needs a GPU" if entry.needs_gpu else str(entry.batch_cpu),
             str(entry.batch_gpu),
@@ -102,7 +104,18 @@ def _architectures() -> str:
         for entry in ARCHITECTURES.values()
     )
     return "## The catalogue\n\n" + _table(
-        ("architecture", "task", "imageSize", "batchSize on CPU", "on GPU", "learningRate", "description"), rows
+        (
+            "architecture",
+            "task",
+            "parameters",
+            "GFLOP",
+            "imageSize",
+            "batchSize on CPU",
+            "on GPU",
+            "learningRate",
+            "description",
+        ),
+        rows,
     )
 
 

@@ -13,7 +13,7 @@ from trainyard_trainer.batch import Batch
 from trainyard_trainer.box_task import LossSettings, parameter_count, select
 from trainyard_trainer.boxes import complete_iou, pairwise_iou, suppress
 from trainyard_trainer.detector import Detector, anchor_points, decode
-from trainyard_trainer.network import DISTANCE_BINS, SHAPES, STRIDES, Network
+from trainyard_trainer.network import DISTANCE_BINS, NANO, STRIDES, Network, shape_of
 from trainyard_trainer.optimizer import Average, Optimizer
 
 SIZE = 128
@@ -41,6 +41,12 @@ def detector() -> Detector:
 
 def test_yard_nano_has_about_two_million_parameters(detector: Detector) -> None:
     assert 1.5e6 < parameter_count(detector.network) < 2.5e6
+
+
+def test_width_and_depth_make_the_larger_ones() -> None:
+    assert shape_of(1, 1) == NANO
+    twice = shape_of(2, 2)
+    assert (twice.stem, twice.blocks, twice.stages) == (64, (2, 4, 4), (96, 192, 576))
 
 
 def test_pairwise_iou_of_known_boxes() -> None:
@@ -185,7 +191,7 @@ def test_a_step_never_waits_for_the_device() -> None:
     """Fake CUDA tensors have no values: reading one on the host, `nonzero` and the like raise."""
     with FakeTensorMode():
         with torch.device("cuda"):
-            network = Network(SHAPES["yard-nano"], 3)
+            network = Network(NANO, 3)
         batch = a_batch_on("cuda")
         loss = Detector(network, 3, LossSettings(label_weights=(1.0, 2.0, 1.0))).loss(batch)
         # The backward pass needs a real device; its kernels are those of the forward pass, none of which reads a value.

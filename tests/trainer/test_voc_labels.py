@@ -123,6 +123,26 @@ def test_36_several_labels_in_one_image_are_an_error_that_names_tagging(tmp_path
         load(_classes(several=True), tmp_path, Task.CLASSIFICATION)
 
 
+def test_classes_come_from_lists_where_there_are_no_objects(tmp_path: Path):
+    files = good()
+    for index in range(12):
+        del files[f"Annotations/img_{index:02d}.xml"]
+    files["Annotations/unused.xml"], files["JPEGImages/unused.jpg"] = xml(name="unused.jpg"), picture(77)
+    for label, wanted in (("cat", 0), ("dog", 1)):
+        answers = (f"img_{i:02d} {'1' if i % 2 == wanted else '-1'}\n" for i in range(12))
+        files[f"ImageSets/Main/{label}_trainval.txt"] = "".join(answers).encode()
+    dataset = load(files, tmp_path, Task.CLASSIFICATION)
+    assert dataset.labels == ("cat", "dog")
+    assert len(dataset.records) == 12
+    assert record(dataset, "img_03").tags == (("dog", 1),)
+
+
+def test_pictures_without_a_tag_are_used_or_skipped_as_told(tmp_path: Path):
+    files = {**good(), A: xml()}
+    assert len(load(files, tmp_path, Task.TAGGING).records) == 12
+    assert len(load(files, tmp_path, Task.TAGGING, withoutObjects="Skip").records) == 11
+
+
 def test_36_a_single_label_in_the_whole_set_is_an_error(tmp_path: Path):
     with pytest.raises(BadData, match="at least two labels; all images are 'cell'"):
         load(good(labels=("cell",)), tmp_path, Task.CLASSIFICATION)

@@ -121,6 +121,7 @@ def _pinned(make: Callable[[int, int], Batch]) -> Callable[[int, int], Batch]:
             boxes=batch.boxes.pin_memory(),
             labels=batch.labels.pin_memory(),
             difficult=batch.difficult.pin_memory(),
+            targets=None if batch.targets is None else batch.targets.pin_memory(),
         )
 
     return pinned

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainyard_api.architectures import ARCHITECTURES
+from trainyard_api.architectures import ARCHITECTURES, Task
 from trainyard_api.execution import OnTimeout
 from trainyard_api.report import Outcome, Phase, Result
 from trainyard_api.run import RunSpec
@@ -95,18 +95,24 @@ def check_spec(spec: RunSpec) -> tuple[int, int]:
             f"this release trains on one GPU of one node, {spec.gpus} GPUs and {spec.nodes} nodes were asked for; set resources.gpus to 1"
             " and leave resources.nodes out."
         )
-    return input_size(spec.dataset.image_size or architecture.image_size)
+    wanted = spec.dataset.image_size or architecture.image_size
+    size = input_size(wanted) if spec.task is Task.DETECTION else input_size(wanted, step=1, least=32)
+    if min(size) < architecture.least_size and spec.task is Task.DETECTION:
+        raise BadSpec(
+            f"dataset.imageSize {wanted!r} is too small for {spec.architecture}; write at least {architecture.least_size}."
+        )
+    return size
 
 
-def input_size(wanted: int | str) -> tuple[int, int]:
-    """`320` or `640x384` to (width, height). Raises BadSpec when it is neither, or no multiple of 32."""
+def input_size(wanted: int | str, step: int = 32, least: int = 64) -> tuple[int, int]:
+    """`320` or `640x384` to (width, height). Raises BadSpec when it is neither, or no multiple of `step`."""
     try:
         sides = [int(side) for side in str(wanted).lower().split("x")]
     except ValueError:
         sides = []
-    if len(sides) not in (1, 2) or any(side < 64 or side > 4096 or side % 32 for side in sides):
+    if len(sides) not in (1, 2) or any(side < least or side > 4096 or side % step for side in sides):
         raise BadSpec(
-            f"dataset.imageSize {wanted!r} cannot be used; write a multiple of 32 from 64 to 4096, or WIDTHxHEIGHT of them."
+            f"dataset.imageSize {wanted!r} cannot be used; write a multiple of {step} from {least} to 4096, or WIDTHxHEIGHT of them."
         )
     return sides[0], sides[-1]
 

@@ -15,6 +15,8 @@ class Batch:
     objects of each image without the difficult ones, known on the CPU (no device sync needed). `records` are indices into the
     dataset's records (with mosaic: the anchor image). `placements` is `[batch, 4]` float64 on the CPU, only of batches that are not
     augmented: `input = original * placements[:, :2] + placements[:, 2:]` for x and y.
+    `targets` `[batch, labels]` float32, only of batches for image networks: the share of the image that has the label, 0 to 1, or -1
+    where that does not count.
     """
 
     images: Tensor
@@ -24,6 +26,7 @@ class Batch:
     counts: tuple[int, ...]
     records: tuple[int, ...]
     placements: Tensor | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -36,6 +39,7 @@ class Batch:
             boxes=self.boxes.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             difficult=self.difficult.to(device, non_blocking=True),
+            targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
         )
 
     def split(self, parts: int) -> list["Batch"]:
@@ -53,6 +57,7 @@ class Batch:
             counts=self.counts[start:stop],
             records=self.records[start:stop],
             placements=None if self.placements is None else self.placements[start:stop],
+            targets=None if self.targets is None else self.targets[start:stop],
         )
 
     def to_original(self, image: int, boxes: Tensor) -> Tensor:

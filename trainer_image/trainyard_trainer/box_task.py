@@ -123,10 +123,15 @@ class BoxTask(ABC):
         return select(boxes, scores, score=score, iou=self.selection.iou, most=self.selection.most)
 
 
-def loss_settings(training: Training, objects: Iterable[Sequence[Object]], labels: Sequence[str]) -> LossSettings:
-    """The architecture's weights, with what the spec overrides."""
+def loss_settings(
+    training: Training,
+    objects: Iterable[Sequence[Object]],
+    labels: Sequence[str],
+    usual: LossSettings | None = None,
+) -> LossSettings:
+    """The architecture's weights (`usual`; None: those of our own), with what the spec overrides."""
     given = training.loss_weights
-    usual = LossSettings()
+    usual = usual or LossSettings()
     counts = Counter(item.label for items in objects for item in items)
     return LossSettings(
         box=given.box if given and given.box is not None else usual.box,

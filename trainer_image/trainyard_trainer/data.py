@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
+from trainyard_api.architectures import Task
 from trainyard_api.dataset import Resize
 from trainyard_api.training import Augmentation
 
@@ -47,7 +49,7 @@ class TrainBatches:
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self._augmentation = augmentation or Augmentation()
-        self._strengths = Strengths.of(self._augmentation)
+        self._strengths = _strengths(self._augmentation, prepared.dataset.task)
         self._resize, self._multi_scale = resize, multi_scale
         self._members = prepared.of(Side.TRAIN)
         self._images = _Images(prepared)
@@ -159,12 +161,64 @@ def truth(record: Record, labels: Sequence[str]) -> Truth:
     )
 
 
+def answers(records: Sequence[Record], labels: Sequence[str]) -> np.ndarray:
+    """What each image has, `[records, labels]` float32: 1 yes, 0 no, -1 does not count."""
+    index = {label: i for i, label in enumerate(labels)}
+    told = np.zeros((len(records), len(labels)), np.float32)
+    for row, record in zip(told, records, strict=True):
+        for label, value in record.tags:
+            if label in index:
+                row[index[label]] = {1: 1.0, 0: -1.0, -1: 0.0}[value]
+    return told
+
+
+def mixed_targets(canvases: Sequence[Canvas], answers: np.ndarray) -> np.ndarray:
+    """Targets of images of a batch, `[batch, labels]`: each picture's answers by its share of the canvas."""
+    targets = np.zeros((len(canvases), answers.shape[1]), np.float32)
+    for row, canvas in zip(targets, canvases, strict=True):
+        shares = canvas_shares(canvas)
+        of = answers[[record for record, _ in shares]]
+        row[:] = np.array([share for _, share in shares], np.float32) @ of.clip(0)
+        row[(of < 0).any(0)] = -1.0
+    return targets
+
+
+def canvas_shares(canvas: Canvas) -> list[tuple[int, float]]:
+    """The pictures on a canvas with the share of its area that each has; patches without objects belong to nobody."""
+    tiles = [tile for tile in canvas.tiles if tile.boxes]
+    areas = []
+    for index, tile in enumerate(tiles):
+        x1, y1, x2, y2 = tile.window
+        covered = 0.0
+        for later in (other.window for other in tiles[index + 1 :] if other.opaque):
+            width = min(x2, later[2]) - max(x1, later[0])
+            height = min(y2, later[3]) - max(y1, later[1])
+            covered += max(0.0, width) * max(0.0, height)
+        areas.append((x2 - x1) * (y2 - y1) - covered)
+    whole = sum(areas)
+    shares = [(tile.record, area / whole) for tile, area in zip(tiles, areas, strict=True)]
+    if canvas.blend is None:
+        return shares
+    blended = [(record, share * (1 - canvas.keep)) for record, share in canvas_shares(canvas.blend)]
+    return [(record, share * canvas.keep) for record, share in shares] + blended
+
+
+def _strengths(augmentation: Augmentation, task: Task) -> Strengths:
+    """The presets' mosaic is for detectors: it needs many more steps than image networks get here. Asked for, it is done."""
+    strengths = Strengths.of(augmentation)
+    if task is not Task.DETECTION and augmentation.mosaic is None:
+        return replace(strengths, mosaic=0.0)
+    return strengths
+
+
 class _Images:
     """Pictures and objects of all records, ready to be painted."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._pixels = prepared.pixels
-        self._truth = [truth(record, prepared.dataset.labels) for record in prepared.dataset.records]
+        dataset = prepared.dataset
+        self._truth = [truth(record, dataset.labels) for record in dataset.records]
+        self._answers = None if dataset.task is Task.DETECTION else answers(dataset.records, dataset.labels)
         self.sizes = [(record.width, record.height) for record in prepared.dataset.records]
 
     def boxes_of(self, record: int) -> np.ndarray:
@@ -192,6 +246,7 @@ class _Images:
             counts=tuple(int((~flags).sum()) for _, _, flags in found),
             records=tuple(canvas.record for canvas in canvases),
             placements=torch.tensor(placements, dtype=torch.float64) if placed else None,
+            targets=None if self._answers is None else torch.from_numpy(mixed_targets(canvases, self._answers)),
         )
 
     def _mix(self, canvas: Canvas, image: np.ndarray, objects: Truth) -> Truth:

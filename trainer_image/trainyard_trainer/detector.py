@@ -10,13 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trainyard_api.architectures import Architecture
+from trainyard_api.architectures import ARCHITECTURES, Architecture
 
 from trainyard_trainer.assign import assign
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.box_task import BoxTask, LossSettings, Selection, loss_settings
 from trainyard_trainer.boxes import complete_iou
-from trainyard_trainer.network import DISTANCE_BINS, SHAPES, STRIDES, Network
+from trainyard_trainer.network import DISTANCE_BINS, STRIDES, Network, shape_of
 from trainyard_trainer.ranks import over_ranks
 from trainyard_trainer.task import LabelRows, Loss, Wanted
 
@@ -40,8 +40,9 @@ class Detector(BoxTask):
     def build(
         architecture: str, labels: int, settings: LossSettings | None = None, selection: Selection | None = None
     ) -> "Detector":
-        """A detector with fresh weights, drawn on the CPU from torch's generator. KeyError for one that is not ours."""
-        network = Network(SHAPES[architecture], labels).to(memory_format=torch.channels_last)
+        """A detector with fresh weights, drawn on the CPU from torch's generator. `architecture` is one of ours."""
+        entry = ARCHITECTURES[architecture]
+        network = Network(shape_of(entry.width, entry.depth), labels).to(memory_format=torch.channels_last)
         return Detector(network, labels, settings or LossSettings(), selection)
 
     @property

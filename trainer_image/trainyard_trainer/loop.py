@@ -99,6 +99,8 @@ class Loop:
     def _step(self) -> Pending:
         w, state, training = self.work, self.state, self.work.spec.training
         batch = w.batch(state.step, state.steps)
+        # Dropout and sampling are functions of the step, too.
+        torch.manual_seed(training.seed * 1_000_003 + state.step)
         frozen = schedule.is_frozen(training, w.plan, state.step)
         w.task.backbone.requires_grad_(not frozen)
         w.task.backbone.train(not frozen)

@@ -34,9 +34,22 @@ class Shape:
     """Per branch."""
 
 
-SHAPES = {
-    "yard-nano": Shape(stem=32, stages=(48, 96, 288), blocks=(1, 2, 2), neck=(48, 96, 160), head=(32, 48, 48)),
-}
+NANO = Shape(stem=32, stages=(48, 96, 288), blocks=(1, 2, 2), neck=(48, 96, 160), head=(32, 48, 48))
+"""Of width 1 and depth 1; the larger ones follow from it."""
+CHANNEL_STEP = 16
+
+
+def shape_of(width: float, depth: float) -> Shape:
+    """The shape of `width` times the channels and `depth` times the blocks of `NANO`."""
+
+    def wide(channels: int) -> int:
+        return max(CHANNEL_STEP, CHANNEL_STEP * round(channels * width / CHANNEL_STEP))
+
+    def wide3(levels: tuple[int, int, int]) -> tuple[int, int, int]:
+        return wide(levels[0]), wide(levels[1]), wide(levels[2])
+
+    b8, b16, b32 = (max(1, round(blocks * depth)) for blocks in NANO.blocks)
+    return Shape(wide(NANO.stem), wide3(NANO.stages), (b8, b16, b32), wide3(NANO.neck), wide3(NANO.head))
 
 
 class ConvNormAct(nn.Sequential):

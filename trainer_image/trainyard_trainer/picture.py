@@ -1,5 +1,5 @@
 """Pictures for people: images of a dataset with the boxes that were annotated (thin, white) and found (in the label's colour),
-and crops. `predictions.png` is a sheet of them. No torch."""
+or with the answers of an image network written on them, and crops. `predictions.png` is a sheet of them. No torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from trainyard_trainer.metrics import Detections, Truth
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#808000")
 TILE = 400
 MOST_TILES = 12
+
+Line = tuple[str, bool | None]
+"""A line of text, and whether it is right (green), wrong (red) or neither (white)."""
+_ANSWER_COLOURS = {True: "#3cb44b", False: "#e6194b", None: "#ffffff"}
 
 
 def write_predictions(
@@ -30,6 +34,27 @@ def write_predictions(
         _squared(drawn(image, original, truth, detections, labels, threshold))
         for image, original, truth, detections in zip(images, originals, truths, found, strict=True)
     ][:MOST_TILES]
+    _write_sheet(path, tiles)
+
+
+def write_answers(path: Path, images: Sequence[np.ndarray], lines: Sequence[Sequence[Line]]) -> None:
+    """A sheet of at most 12 images, each with its lines of text at the top."""
+    tiles = []
+    for pixels, told in list(zip(images, lines, strict=True))[:MOST_TILES]:
+        scale = TILE / max(pixels.shape[:2])
+        shape = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+        tile = _squared(Image.fromarray(np.ascontiguousarray(pixels)).resize(shape, Image.Resampling.BILINEAR))
+        draw = ImageDraw.Draw(tile)
+        font = ImageFont.load_default(16)
+        for number, (text, right) in enumerate(told):
+            corner = (6, 4 + 22 * number)
+            draw.rectangle(draw.textbbox(corner, text, font=font), fill="#202020")
+            draw.text(corner, text, fill=_ANSWER_COLOURS[right], font=font)
+        tiles.append(tile)
+    _write_sheet(path, tiles)
+
+
+def _write_sheet(path: Path, tiles: Sequence[Image.Image]) -> None:
     columns = min(3, len(tiles))
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * TILE, rows * TILE), "#202020")

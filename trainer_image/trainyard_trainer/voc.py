@@ -104,7 +104,12 @@ def load(
         own, found = reader.records(index, layout, by_stem, first_pixel)
         if note:
             findings.append(replace(note, file=sources[index].uri) if len(sources) > 1 else note)
-        tagged, more = voc_tags.apply(own, layout, sources[index], index) if task is Task.TAGGING else (own, [])
+        tagged, more = own, []
+        if task is not Task.DETECTION:
+            tagged, more = voc_tags.apply(own, layout, sources[index], index)
+        if task is Task.TAGGING and spec.without_objects is WithoutObjects.SKIP:
+            tagged, without = voc_tags.with_a_tag(tagged)
+            more = [*more, *without]
         records.extend(tagged)
         labels_of.append(frozenset(label for record in tagged for label in voc_tags.all_labels(record)))
         place = f"{sources[index].uri.rstrip('/')}!" if len(sources) > 1 else ""
@@ -178,6 +183,7 @@ class _Reader:
         self.spec, self.task, self.sources = spec, task, sources
         self.stop, self.progress = stop, progress
         self.done = self.total = 0
+        self.has_answers = False
 
     def parse_all(self, index: int, layout: Layout) -> dict[str, Annotation]:
         """Annotations by stem."""
@@ -195,6 +201,7 @@ class _Reader:
     ) -> tuple[list[Record], list[Finding]]:
         records: list[Record] = []
         findings: list[Finding] = []
+        self.has_answers = self.task is not Task.DETECTION and voc_tags.has_answers(layout, self.sources[index])
         for pair in layout.pairs:
             self._check()
             self.done += 1
@@ -230,8 +237,9 @@ class _Reader:
         findings.extend(repaired if annotation.file else ())
         if not annotation.file:
             orientation = facts.orientation
-        skip = self.task is Task.CLASSIFICATION or self.spec.without_objects is WithoutObjects.SKIP
-        if annotation.file and not objects and skip and self.task is not Task.TAGGING:
+        # Of an image network the lists may still have the answer.
+        skip = self.task is Task.DETECTION and self.spec.without_objects is WithoutObjects.SKIP
+        if annotation.file and not objects and skip:
             findings.append(Finding(Kind.WARNING, "WithoutObjects", "has no object; skipped", annotation.file))
             return None
         rotated = orientation >= 5
@@ -248,8 +256,8 @@ class _Reader:
         )
 
     def _use_unannotated(self, pair: Pair, findings: list[Finding]) -> bool:
-        # Lists under ImageSets/Main are the annotation of a tagging dataset.
-        if self.task is Task.TAGGING:
+        # Lists under ImageSets/Main are the annotation of a dataset for an image network.
+        if self.has_answers:
             return True
         use = self.spec.unannotated is Unannotated.BACKGROUND and self.task is Task.DETECTION
         what = "taken as background" if use else "skipped"

@@ -51,6 +51,23 @@ def apply(records: Sequence[Record], layout: Layout, source: Source, index: int)
     return kept, findings
 
 
+def has_answers(layout: Layout, source: Source) -> bool:
+    """Whether there are lists that say of images which labels they have."""
+    return any("_" in name and tagging_answers(source.read(member)) for name, member in layout.lists.items())
+
+
+def with_a_tag(records: Iterable[Record]) -> tuple[list[Record], list[Finding]]:
+    """Records that have a label; the others are left out, as `withoutObjects: Skip` wants."""
+    kept, findings = [], []
+    for record in records:
+        if record.labels:
+            kept.append(record)
+        else:
+            place = record.annotation or record.image
+            findings.append(Finding(Kind.WARNING, "WithoutObjects", "has no label; skipped", place))
+    return kept, findings
+
+
 def one_label_each(records: Iterable[Record]) -> tuple[list[Record], list[Finding]]:
     """For classification: every record with its one distinct label that is not difficult; others are errors or left out."""
     kept: list[Record] = []

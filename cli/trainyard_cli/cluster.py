@@ -17,7 +17,11 @@ Object = dict[str, Any]
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 READ_SECONDS = 30.0
-KINDS = {"trainingjobs": ("TrainingJob", "job"), "trainingservices": ("TrainingService", "service")}
+KINDS = {
+    "trainingjobs": ("TrainingJob", "job"),
+    "trainingservices": ("TrainingService", "service"),
+    "modelversions": ("ModelVersion", "model"),
+}
 
 
 class APIError(CLIError):

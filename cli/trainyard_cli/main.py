@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "job": "trainyard_cli.job",
     "service": "trainyard_cli.service",
     "budget": "trainyard_cli.budget",
+    "model": "trainyard_cli.model",
     "run": "trainyard_cli.run",
 }
 """Name of the command, and the module whose `app` it is; in the order of the help."""

@@ -12,7 +12,7 @@ import torch
 from trainyard_api.status import LabelMetrics, Scores
 
 from trainyard_trainer.batch import Batch
-from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores, confusion_matrix
+from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores, confusion_matrix, truth_of
 from trainyard_trainer.picture import MOST_TILES, write_predictions
 from trainyard_trainer.records import Record, StopFlag
 
@@ -164,16 +164,6 @@ def evaluate(
         task.network.train(was_training)
     scores = box_scores(truths, found, len(labels), threshold)
     return BoxEvaluation(scores, losses / max(1, len(seen)), tuple(seen), tuple(truths), tuple(found))
-
-
-def truth_of(record: Record, index: dict[str, int]) -> Truth:
-    """The objects of a record, in pixels of the original."""
-    objects = [o for o in record.objects if o.label in index]
-    return Truth(
-        np.array([o.box for o in objects], np.float64).reshape(-1, 4),
-        np.array([index[o.label] for o in objects], np.int64),
-        np.array([o.difficult for o in objects], bool),
-    )
 
 
 def _finite(value: float | None) -> float | None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard_trainer.records import Record
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -33,6 +35,16 @@ class Truth:
     boxes: Floats
     labels: Ints
     difficult: Bools
+
+
+def truth_of(record: Record, index: dict[str, int]) -> Truth:
+    """The objects of a record, in pixels of the original."""
+    objects = [o for o in record.objects if o.label in index]
+    return Truth(
+        np.array([o.box for o in objects], np.float64).reshape(-1, 4),
+        np.array([index[o.label] for o in objects], np.int64),
+        np.array([o.difficult for o in objects], bool),
+    )
 
 
 @dataclass(frozen=True)

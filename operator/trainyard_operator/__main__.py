@@ -101,6 +101,11 @@ class Operator:
             watch_seconds=settings.watch_server_seconds + 2 * settings.watch_inactivity_seconds,
         )
         self._certificate = Certificate(cluster, settings)
+        self._queue: WorkQueue[Key] = WorkQueue()
+        self._watch = Watch(self._queue, nodes=settings.watch_nodes)
+        self._probes.watches(self._watch)
+        self._shell = Shell(cluster, self._watch, settings)
+        self._watching = asyncio.Event()
         self._leads = asyncio.Event()
         self._lease = Lease(
             cluster, settings.namespace, settings.lease_name, settings.identity, seconds=settings.lease_seconds
@@ -115,6 +120,7 @@ class Operator:
             group.create_task(self._heartbeat.run(), name="heartbeat")
             group.create_task(self._certificate.follow(leads=self._leads), name="certificate")
             group.create_task(self._take_reports(), name="intake")
+            group.create_task(self._follow(), name="watch")
             group.create_task(self._lead(), name="leader")
 
     async def release(self) -> None:
@@ -143,25 +149,31 @@ class Operator:
             group.create_task(self._lease.hold(), name="lease")
             group.create_task(self._decide(), name="decide")
 
-    async def _decide(self) -> None:
-        settings = self._settings
-        queue: WorkQueue[Key] = WorkQueue()
-        watch = Watch(queue, nodes=settings.watch_nodes)
-        self._probes.leads(watch, queue)
-        shell = Shell(self._cluster, watch, settings)
-        recorder = Recorder(self._cluster, settings.identity)
-        reconciler = Reconciler(self._cluster, watch, recorder, self._metrics, settings, self._intake_address)
+    async def _follow(self) -> None:
+        """Watch, whether this replica leads or not: who takes over has warm caches, and decides as soon as it may."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(shell.run(), name="kopf")
-            await shell.started.wait()
+            group.create_task(self._shell.run(), name="kopf")
+            await self._shell.started.wait()
             _end_on_signals(self)  # Kopf has put its own handlers in their place, which take seconds to end
-            await shell.watching()
-            await self._certificate.renew()
-            await self._certificate.loaded.wait()
-            await watch.resync(self._cluster, settings.watch_namespaces)
-            watch.enabled = True
-            watch.wake_all()
-            logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")
+            await self._shell.watching()
+            self._watching.set()
+
+    async def _decide(self) -> None:
+        settings, watch, queue = self._settings, self._watch, self._queue
+        self._probes.leads(queue)
+        leading = self._cluster.fenced(self._lease.holds)
+        recorder = Recorder(leading, settings.identity)
+        reconciler = Reconciler(leading, watch, recorder, self._metrics, settings, self._intake_address)
+        await self._watching.wait()
+        await self._certificate.renew()
+        await self._certificate.loaded.wait()
+        # Made after the lease was taken: whatever the leader before had written is in it, or will be refused.
+        await watch.resync(self._cluster, settings.watch_namespaces)
+        watch.enabled = True
+        watch.wake_all()
+        logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")
+        self._metrics.leader.set(1)
+        async with asyncio.TaskGroup() as group:
             group.create_task(recorder.run(), name="events")
             group.create_task(queue.work(reconciler, settings.workers, Key.logged), name="workers")
             group.create_task(self._resync(watch), name="resync")
@@ -206,7 +218,7 @@ def _exit(code: int) -> None:
 
 
 async def _run(settings: Settings) -> None:
-    cluster = await Cluster.connect(seconds=settings.request_seconds)
+    cluster = await Cluster.connect(seconds=settings.request_seconds, identity=settings.identity)
     operator = Operator(cluster, settings)
     _end_on_signals(operator)
     await operator.run()

@@ -104,6 +104,16 @@ class Cache(Generic[View]):
         old = entry.view if entry is not None else None
         return None if old == view else Change(name, old, view)
 
+    def knows(self, obj: Object) -> bool:
+        """Whether the object is in the cache in exactly this version."""
+        metadata = obj["metadata"]
+        entry = self._entries.get((metadata.get("namespace") or "", metadata["name"]))
+        return (
+            entry is not None
+            and entry.uid == metadata["uid"]
+            and entry.version == int(metadata.get("resourceVersion") or 0)
+        )
+
     def replace_all(
         self, objects: Iterable[Object], version: int, namespaces: Iterable[str] = ()
     ) -> list[Change[View]]:
@@ -113,7 +123,7 @@ class Cache(Generic[View]):
         seen: set[Name] = set()
         for obj in objects:
             seen.add((obj["metadata"].get("namespace") or "", obj["metadata"]["name"]))
-            if change := self.apply(obj):
+            if not self.knows(obj) and (change := self.apply(obj)):
                 changes.append(change)
         for name in [n for n in self._entries if n not in seen and (not scope or n[0] in scope)]:
             entry = self._entries[name]

@@ -10,7 +10,7 @@ that tests what the writer has read (`/metadata/uid` and a revision): 422 means 
 
 import json
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -108,13 +108,19 @@ class ForeignObjectError(ClusterError):
 class Cluster:
     """A connection to one API server."""
 
-    def __init__(self, api: client.ApiClient, *, seconds: float = 30.0) -> None:
+    def __init__(self, api: client.ApiClient, *, seconds: float = 30.0, identity: str = "") -> None:
         self._api = api
+        self._identity = identity
+        self._agent = f"trainyard-operator/{identity}".rstrip("/")
+        self._may_write: Callable[[], bool] = lambda: True
         self._seconds = seconds
 
     @classmethod
-    async def connect(cls, kubeconfig: str | None = None, *, seconds: float = 30.0) -> "Cluster":
-        """From `kubeconfig`, else the pod's service account, else KUBECONFIG or ~/.kube/config."""
+    async def connect(cls, kubeconfig: str | None = None, *, seconds: float = 30.0, identity: str = "") -> "Cluster":
+        """From `kubeconfig`, else the pod's service account, else KUBECONFIG or ~/.kube/config.
+
+        `identity` shows in the audit log of the API server, as part of the user agent.
+        """
         configuration = client.Configuration()
         if kubeconfig:
             await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
@@ -125,10 +131,16 @@ class Cluster:
                 await config.load_kube_config(client_configuration=configuration)
         # Retries are the queue's business: a hidden one would hold a worker, and repeat what must not be.
         configuration.retries = False
-        return cls(client.ApiClient(configuration), seconds=seconds)
+        return cls(client.ApiClient(configuration), seconds=seconds, identity=identity)
 
     async def close(self) -> None:
         await self._api.close()
+
+    def fenced(self, may_write: Callable[[], bool]) -> "Cluster":
+        """The same connection for one who may write only while `may_write` says so: asked right before each request."""
+        other = Cluster(self._api, seconds=self._seconds, identity=self._identity)
+        other._may_write = may_write
+        return other
 
     @property
     def server(self) -> str:
@@ -161,10 +173,12 @@ class Cluster:
         headers = {
             "Accept": "application/json, */*;q=0.1",
             "Content-Type": content_type,
-            "User-Agent": "trainyard-operator",
+            "User-Agent": self._agent,
         }
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
+        if method != "GET" and not self._may_write():
+            raise UnavailableError(f"{method} {path}: not sent, another replica may lead by now")
         limit = aiohttp.ClientTimeout(total=seconds or self._seconds)
         try:
             response = await self._api.rest_client.request(

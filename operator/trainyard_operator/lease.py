@@ -34,6 +34,8 @@ class Lease:
         self._identity = identity
         self._seconds = seconds
         self._retry = seconds / 5
+        # Whoever waits looks more often: a renewal that is seen late delays the take-over by as much.
+        self._look = min(self._retry, 1.0)
         self._observed: tuple[str, float] = ("", 0.0)  # resourceVersion, and when it was first seen by our clock
         self._renewed = 0.0
 
@@ -46,14 +48,13 @@ class Lease:
                     return
             except ClusterError as error:
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)
-            await asyncio.sleep(min(self._retry, self._due()))
+            await asyncio.sleep(min(self._look, self._due()))
 
     async def hold(self) -> None:
         """Renew for ever. Raises `LeaseLostError` when somebody else has it, or when it could not be renewed in time."""
         while True:
             await asyncio.sleep(self._retry)
-            # A third of the time is left as a margin, so that this replica has ended when the next one may start.
-            deadline = self._renewed + self._seconds * 2 / 3
+            deadline = self._deadline
             try:
                 async with asyncio.timeout_at(
                     asyncio.get_running_loop().time() + max(deadline - time.monotonic(), 0.01)
@@ -67,6 +68,15 @@ class Lease:
                         f"lease {self._namespace}/{self._name} could not be renewed: {error}"
                     ) from error
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)
+
+    @property
+    def _deadline(self) -> float:
+        # A third of the time is left as a margin, so that this replica has ended when the next one may start.
+        return self._renewed + self._seconds * 2 / 3
+
+    def holds(self) -> bool:
+        """Whether this replica surely leads now. A process that was paused finds out before it writes: the clock went on."""
+        return time.monotonic() < self._deadline
 
     async def release(self) -> None:
         """Let the next replica lead at once. Called when this one has stopped writing."""

@@ -1,6 +1,6 @@
 """`/healthz`, `/readyz` and `/metrics`: whether this replica does its work, not merely whether its loop turns.
 
-A replica is alive while its event loop keeps time, its queue moves and, on the leader, every watch has given a sign of life
+A replica is alive while its event loop keeps time, its queue moves and every watch has given a sign of life
 within the time after which the API server ends it anyway. It is ready when it is alive and can take reports.
 """
 
@@ -24,7 +24,7 @@ MAX_LAG_SECONDS = 10.0
 MAX_WAIT_SECONDS = 300.0
 MAX_RUN_SECONDS = 300.0
 START_SECONDS = 120.0
-"""A new leader may take this long to open its watches."""
+"""A new replica may take this long to open its watches."""
 
 
 class Heartbeat:
@@ -52,17 +52,21 @@ class Probes:
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._watch_seconds = watch_seconds
-        self._leading_since: float | None = None
+        self._watching_since: float | None = None
         self._watch: Watch | None = None
         self._queue: WorkQueue[Key] | None = None
         self.taking_reports: Callable[[], bool] = lambda: False
 
-    def leads(self, watch: Watch, queue: WorkQueue[Key]) -> None:
-        """From now on the watches and the queue count."""
-        self._leading_since = time.monotonic()
-        self._watch, self._queue = watch, queue
-        self._metrics.leader.set(1)
-        self._metrics.loads = lambda: service_loads(watch.caches, datetime.now(UTC))
+    def watches(self, watch: Watch) -> None:
+        """From now on the watches count."""
+        self._watching_since = time.monotonic()
+        self._watch = watch
+
+    def leads(self, queue: WorkQueue[Key]) -> None:
+        """From now on the queue counts too."""
+        self._queue = queue
+        if (watch := self._watch) is not None:
+            self._metrics.loads = lambda: service_loads(watch.caches, datetime.now(UTC))
 
     def troubles(self) -> list[str]:
         """Why this replica should be started again; empty while it is well."""
@@ -74,11 +78,11 @@ class Probes:
                 found.append(f"the oldest key has waited {age:.0f} s for a worker")
             if (age := self._queue.longest_running_seconds()) > MAX_RUN_SECONDS:
                 found.append(f"a reconcile has been running for {age:.0f} s")
-        if self._watch is not None and self._leading_since is not None:
-            leading = time.monotonic() - self._leading_since
+        if self._watch is not None and self._watching_since is not None:
+            watching = time.monotonic() - self._watching_since
             for plural, silent in self._watch.silent_seconds().items():
-                if min(silent, leading) > max(self._watch_seconds, START_SECONDS):
-                    found.append(f"the watch of {plural} has given no sign of life for {min(silent, leading):.0f} s")
+                if min(silent, watching) > max(self._watch_seconds, START_SECONDS):
+                    found.append(f"the watch of {plural} has given no sign of life for {min(silent, watching):.0f} s")
         return found
 
     def application(self) -> web.Application:
@@ -102,6 +106,7 @@ class Probes:
         if self._watch is not None:
             for plural, silent in self._watch.silent_seconds().items():
                 self._metrics.watch_silence.labels(plural).set(silent)
+        if self._watch is not None and self._queue is not None:
             states = Counter(view.status.state for view in self._watch.caches.jobs.views())
             self._metrics.jobs.clear()
             for state, count in states.items():

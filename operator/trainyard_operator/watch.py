@@ -226,9 +226,11 @@ class Watch:
             labels = LABEL_SERVICE if cache.resource in (JOBS, PODS) else None
             for namespace in namespaces if namespaces and cache.resource.namespaced else (None,):
                 items, version = await cluster.list_at(cache.resource, namespace, labels=labels)
-                readable = [item for item in items if self._readable(cache, item)]
+                # Most of a list is known already; reading it again would take seconds of a large cluster.
+                news = [item for item in items if not cache.knows(item) and self._readable(cache, item)]
+                present = [item for item in items if cache.knows(item)]
                 scope = (namespace,) if namespace else ()
-                for change in cache.replace_all(readable, version, scope):
+                for change in cache.replace_all([*present, *news], version, scope):
                     corrections += 1
                     self.wake(change)
         return corrections

@@ -82,6 +82,15 @@ class Operator:
             assert waiting, f"not ready:\n{self.log.read_text()[-3000:]}"
             await asyncio.sleep(0.1)
 
+    async def serving(self, seconds: float = 90) -> None:
+        """Wait until it takes reports, whether it leads or not."""
+        deadline = time.monotonic() + seconds
+        while True:
+            if (await asyncio.to_thread(self.get, "/readyz"))[0] == 200:
+                return
+            assert time.monotonic() < deadline, f"takes no reports:\n{self.log.read_text()[-3000:]}"
+            await asyncio.sleep(0.1)
+
     def kill(self) -> None:
         """SIGKILL: no chance to write anything down."""
         if self.process is not None:

@@ -142,7 +142,8 @@ async def test_nothing_is_woken_before_the_caches_are_complete():
 async def test_a_dead_watch_a_stuck_queue_and_a_late_loop_are_found(watch: Watch, monkeypatch: pytest.MonkeyPatch):
     heartbeat = Heartbeat(Metrics())
     health = Probes(Metrics(), heartbeat, watch_seconds=390)
-    health.leads(watch, watch.queue)
+    health.watches(watch)
+    health.leads(watch.queue)
     for cache in watch.watched:
         watch.alive(cache.resource.plural)
     assert health.troubles() == []

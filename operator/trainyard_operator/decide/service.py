@@ -59,7 +59,9 @@ def degradation(jobs: tuple[JobView, ...], old: tuple[Condition, ...]) -> tuple[
     It lasts from the first sight of the trouble until something starts, or until nobody is in trouble any more: between two
     attempts of a job, and while a reason flips, the service does not become healthy.
     """
-    before = next(((c.reason, c.message) for c in old if c.type == "Degraded" and c.status is ConditionStatus.TRUE), None)
+    before = next(
+        ((c.reason, c.message) for c in old if c.type == "Degraded" and c.status is ConditionStatus.TRUE), None
+    )
     ordered = sorted(jobs, key=lambda job: job.metadata.name)
     found = [trouble for job in ordered if (trouble := _trouble(job, before))]
     if found:

@@ -264,7 +264,11 @@ def test_scaling_down_drains_the_lowest_priority_and_of_it_the_youngest():
     world.kubelet()
     world.settle()
     status = world.status("c")
-    assert (status.state, status.attempts[0].cause, status.attempts[0].charged) == (JobState.QUEUED, "ScaledDown", False)
+    assert (status.state, status.attempts[0].cause, status.attempts[0].charged) == (
+        JobState.QUEUED,
+        "ScaledDown",
+        False,
+    )
     assert (status.charged_attempts, status.disruptions) == (0, 0)
     assert world.executing() == 2
     world.serve(SERVICE, scaling={"maxInstances": 3, "onScaleDown": "Drain"})

@@ -1,0 +1,93 @@
+"""A leader that is paused, replaced, and wakes up: it changes nothing, and the next one was fast."""
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from trainyard_operator.cluster import JOBS, Cluster
+
+from devcluster import Cluster as Devcluster
+from tests.operator.audit import requests
+from tests.operator.harness import Operator, Yard
+
+pytestmark = pytest.mark.timeout(280)
+
+LEASE_SECONDS = 6
+SLACK_SECONDS = 10
+"""The promise is two seconds; a machine that runs other tests at the same time may take longer."""
+
+
+def signalled(operator: Operator, number: signal.Signals) -> None:
+    assert operator.process is not None
+    os.kill(operator.process.pid, number)
+
+
+async def test_a_paused_leader_that_wakes_up_changes_nothing(
+    api: Cluster, crds: Devcluster, namespace: str, nodes: tuple[str, ...], tmp_path: Path
+):
+    audit = crds.layout.logs / "audit.log"
+    begun = audit.stat().st_size
+    old, new = (
+        Operator(
+            crds.kubeconfig,
+            namespace,
+            tmp_path / f"{name}.log",
+            identity=f"{namespace}-{name}",
+            lease_seconds=LEASE_SECONDS,
+        )
+        for name in ("old", "new")
+    )
+    yard = Yard(api, namespace, old)
+    await yard.service("fake", scaling={"maxInstances": 1})
+    names = [f"job-{number}" for number in range(4)]
+    try:
+        old.start()
+        await old.ready()
+        new.start()
+        await new.serving()
+        # Paused in the middle of its work: jobs to admit, attempts to open, Jobs to make.
+        for name in names:
+            await yard.job(name, {"steps": 2})
+        await yard.until(names[0], lambda status: status.get("attempts"))
+        signalled(old, signal.SIGSTOP)
+        paused = time.monotonic()
+        await yard.job("late", {"steps": 1})
+        await yard.until("late", lambda status: status["state"] != "Created", 60, "a decision of the next leader")
+        taken_over = time.monotonic() - paused
+        await new.ready(30)
+        woken = datetime.now(UTC)
+        signalled(old, signal.SIGCONT)
+        statuses = [await yard.finished(name) for name in [*names, "late"]]
+        assert old.process is not None
+        assert await asyncio.to_thread(old.process.wait, 30) == 1
+    finally:
+        old.kill()  # SIGKILL ends a stopped process, too
+        new.kill()
+    print(f"take-over after {taken_over:.1f} s with a lease of {LEASE_SECONDS} s")
+    assert taken_over <= LEASE_SECONDS + SLACK_SECONDS
+    assert [status["state"] for status in statuses] == ["Succeeded"] * 5, new.log.read_text()[-3000:]
+    assert [len(status["attempts"]) for status in statuses] == [1] * 5
+    assert len(await api.list_all(JOBS, namespace)) == 5
+    spans = sorted((a["createTime"], a["endTime"]) for status in statuses for a in status["attempts"])
+    assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
+    mine = [r for r in requests(audit, begun) if r.agent == f"trainyard-operator/{namespace}-old"]
+    assert mine, "the audit log does not know the old leader"
+    late = [r for r in mine if r.writes and r.code < 300 and r.time > woken]
+    assert late == []
+
+
+async def test_one_who_may_not_write_any_more_sends_nothing(api: Cluster, namespace: str):
+    may = [True]
+    fenced = api.fenced(lambda: may[0])
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": namespace, "name": "made"}}
+    path = f"/api/v1/namespaces/{namespace}/configmaps"
+    await fenced.request("POST", path, body=body)
+    may[0] = False
+    with pytest.raises(Exception, match="another replica may lead"):
+        await fenced.request("DELETE", f"{path}/made")
+    assert (await fenced.request("GET", f"{path}/made"))["metadata"]["name"] == "made"

@@ -52,6 +52,7 @@ class Trainer:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    program: tuple[str, ...] = ("-m", "trainyard_trainer")
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,7 @@ class Trainer:
             **self.environment,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "trainyard_trainer"],
+            [sys.executable, *self.program],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -22,6 +22,7 @@ class Centers(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.backbone = nn.Sequential(*layers)
         self.head = nn.Conv2d(64, labels + 4, 1)
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias[:labels], -4.0)  # in the beginning there is hardly anything anywhere
 
     def forward(self, images: Tensor) -> Tensor:

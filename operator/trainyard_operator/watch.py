@@ -64,7 +64,7 @@ class Key:
 
     def logged(self) -> AbstractContextManager[None]:
         """Log lines written within name this object."""
-        field = {Kind.JOB: "job", Kind.SERVICE: "service", Kind.VERSION: "version"}[self.kind]
+        field = self.kind.removeprefix("Training").removeprefix("Model").lower()
         return logs.about(**{"namespace": self.namespace, field: self.name})
 
 

@@ -62,3 +62,12 @@ def test_one_event_is_one_line_whatever_it_says(written: io.StringIO):
     [line] = lines(written)
     assert line["message"].startswith("two\nlines")
     assert line["time"].endswith("Z")
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_every_kind_has_a_field(written: io.StringIO, kind: Kind):
+    with Key(kind, "vision", "x").logged():
+        LOG.info("seen")
+    [line] = lines(written)
+    words = {"TrainingJob": "job", "TrainingService": "service", "TrainingBudget": "budget", "ModelVersion": "version"}
+    assert line[words[kind]] == "x"

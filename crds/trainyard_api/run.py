@@ -20,6 +20,13 @@ RUN_SPEC_ENV = "TRAINYARD_RUN_SPEC"
 RUN_SPEC_FILE = "/etc/trainyard/run-spec.json"
 RUN_SPEC_ANNOTATION = "trainyard.dev/run-spec"
 """Annotation of the pod that the file shows."""
+STANDBY_ENV = "TRAINYARD_STANDBY"
+"""Names the file with the `StandbySpec` of a trainer that is to wait for a RunSpec."""
+STANDBY_FILE = "/etc/trainyard/standby.json"
+STANDBY_ANNOTATION = "trainyard.dev/standby-spec"
+"""Annotation of the pod that the file shows."""
+STANDBY_WARM_FILE = "/tmp/trainyard-warm"  # noqa: S108 the pod's own
+"""Made by a trainer that is warm and waits: the pod's readiness probe looks for it."""
 NODE_RANK_ENV = "JOB_COMPLETION_INDEX"
 """Set by Kubernetes in the pods of an Indexed Job: 0 for the first node."""
 
@@ -44,6 +51,18 @@ class Intake(Model):
     url: str
     token_path: str = "/var/run/secrets/trainyard.dev/token"  # noqa: S105 a path, not a password
     ca_pem: str | None = None
+
+
+class StandbySpec(Model):
+    """What a trainer is told that is started before there is a job for it: where to wait, and what to be warm for.
+
+    It posts to `intake.url` with `/v1/reports` replaced by `/v1/standby`: 204 means ask again, 200 brings the RunSpec, 410 that
+    there will be none. Its time counts from that answer.
+    """
+
+    intake: Intake
+    architecture: str
+    gpus: Annotated[int, Field(ge=0)] = 0
 
 
 class Rendezvous(Model):

@@ -22,9 +22,6 @@ JOB_FIELDS: tuple[str, ...] = (
 
 SERVICE_FIELDS: tuple[str, ...] = (
     "instance.nodes",
-    "scaling.type",
-    "scaling.minInstances",
-    "scaling.idleSeconds",
     "execution.rerunAsProcess",
 )
 

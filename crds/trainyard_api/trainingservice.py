@@ -1,5 +1,6 @@
 """TrainingService: the queue and the instances of one architecture."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +9,7 @@ from pydantic import Field
 from trainyard_api.architectures import ArchitectureName
 from trainyard_api.base import DNSLabel, DNSSubdomain, Model, Quantity, Seconds, StorageURI, said
 from trainyard_api.execution import Env, Execution, Image, Instance, SecretNames
-from trainyard_api.status import Condition, Word
+from trainyard_api.status import Condition, Text, Word
 
 
 class ScalingType(StrEnum):
@@ -115,6 +116,34 @@ class TrainingServiceSpec(Model):
     )
 
 
+class StandbyInstance(Model):
+    """A warm pod, as it was when an execution took it."""
+
+    schema_defaults = False
+
+    job_name: Word = Field(description="Name of its batch/v1 Job.")
+    job_uid: Word = Field(alias="jobUID", description="Uid of the Job.")
+    pod_name: Word = Field(description="Name of its pod.")
+    pod_uid: Word = Field(alias="podUID", description="Uid of the pod.")
+    node: Word | None = Field(default=None, description="The node it waits on.")
+
+
+class Standby(Model):
+    """The warm pods that wait for work, and how they get on."""
+
+    schema_defaults = False
+
+    number: int = Field(default=0, ge=0, description="Goes up with every standby instance that is made.")
+    jobs: Annotated[tuple[Word, ...], Field(max_length=10_000)] = Field(
+        default=(), description="Names of their batch/v1 Jobs."
+    )
+    surplus_time: datetime | None = Field(default=None, description="Since when there are more than should be.")
+    failures: int = Field(default=0, ge=0, description="Those in a row that ended by themselves, or never got warm.")
+    next_time: datetime | None = Field(default=None, description="None is made before.")
+    reason: Word | None = Field(default=None, description="Why the last one ended, as one word.")
+    message: Text | None = Field(default=None, description="Why the last one ended, as a sentence.")
+
+
 class AdmittedJob(Model):
     """One job of a batch that is being started."""
 
@@ -124,6 +153,9 @@ class AdmittedJob(Model):
     uid: Word = Field(description="Its uid.")
     attempt: int = Field(ge=1, description="The attempt that starts.")
     run: int = Field(default=0, ge=0, description="The run that it belongs to.")
+    standby: StandbyInstance | None = Field(
+        default=None, description="The warm instance that it takes; none: it starts cold."
+    )
 
 
 class Admission(Model):
@@ -131,7 +163,9 @@ class Admission(Model):
 
     schema_defaults = False
 
-    revision: int = Field(default=0, ge=0, description="Raised by every batch.")
+    revision: int = Field(
+        default=0, ge=0, description="Raised by every batch, and by every change of the standby instances."
+    )
     jobs: Annotated[tuple[AdmittedJob, ...], Field(max_length=100)] = Field(default=(), description="The batch.")
 
 
@@ -155,6 +189,7 @@ class TrainingServiceStatus(Model):
     )
     observed_reset: int = Field(default=0, ge=0, description="The reset that was carried out last.")
     admission: Admission | None = Field(default=None, description="The batch of executions that is being started.")
+    standby: Standby | None = Field(default=None, description="The warm pods that wait for work.")
     conditions: Annotated[tuple[Condition, ...], Field(max_length=8)] = Field(
         default=(),
         description="Available, Degraded, Paused.",

@@ -6,8 +6,10 @@ from typing import Any
 
 from trainyard_api import API_VERSION
 from trainyard_api.run import Intake
+from trainyard_api.trainingservice import ScalingType
 
 from trainyard_operator import manifests
+from trainyard_operator.cache import Cache
 from trainyard_operator.cluster import (
     JOBS,
     MODEL_VERSIONS,
@@ -18,9 +20,12 @@ from trainyard_operator.cluster import (
     ConflictError,
     ForeignObjectError,
     NotFoundError,
+    Object,
+    Resource,
     StaleError,
     status_operations,
 )
+from trainyard_operator.decide.admission import service_name_of
 from trainyard_operator.decide.model import (
     LABEL_ARCHITECTURE,
     LABEL_JOB,
@@ -28,10 +33,12 @@ from trainyard_operator.decide.model import (
     Action,
     CreateJob,
     CreateService,
+    CreateStandby,
     CreateVersion,
     DeleteJob,
     DeletePod,
     DeleteTrainingJob,
+    HandOver,
     JobView,
     LowerDeadline,
     ServiceView,
@@ -70,6 +77,8 @@ class Actions:
                 if service is None:
                     raise manifests.ManifestError("the service is gone; the attempt starts when it is there again")
                 return await self._create_job(job, service, action)
+            case HandOver():
+                return await self._hand_over(job, action)
             case LowerDeadline():
                 return await self._lower_deadline(namespace, action)
             case DeletePod():
@@ -82,6 +91,54 @@ class Actions:
                 await self._cluster.delete(TRAINING_JOBS, namespace, action.name, uid=action.uid)
         # What a deletion leads to is seen by the watches: until then nothing has changed for a decision.
         return False
+
+    async def carry_out_for_service(self, service: ServiceView, action: CreateStandby | DeleteJob) -> None:
+        """Raises a `ClusterError` or `ManifestError`."""
+        namespace = service.metadata.namespace
+        if isinstance(action, DeleteJob):
+            await self._cluster.delete(JOBS, namespace, action.name, uid=action.uid)
+            return
+        owner = manifests.Owner(service.metadata.name, namespace, service.metadata.uid)
+        body = manifests.standby_job(owner, action.name, service.spec, self._intake(), self._settings)
+        created, _ = await self._cluster.create_or_adopt(JOBS, body)
+        self._watch.arrived(self._caches.attempt_jobs, created)
+
+    def standby_template(self, service: ServiceView) -> str:
+        """Digest of what a standby instance of the service would be made of now; empty: it can have none."""
+        if service.spec.queue.kueue_queue_name or service.spec.instance.nodes > 1:
+            return ""
+        scaling = service.spec.scaling
+        if scaling.type is ScalingType.AUTOSCALE and not scaling.min_instances and service.status.standby is None:
+            return ""
+        try:
+            return manifests.standby_digest(service.metadata.name, service.spec, self._intake(), self._settings)
+        except manifests.ManifestError as error:
+            logger.warning("%s/%s: no standby: %s", service.metadata.namespace, service.metadata.name, error)
+            return ""
+
+    async def _hand_over(self, job: JobView, action: HandOver) -> bool:
+        """Owner, labels and RunSpec of the Job, then labels and deadline of the pod: what is there already is left as it is."""
+        namespace, attempt = job.metadata.namespace, action.attempt
+        owner = manifests.Owner(job.metadata.name, namespace, job.metadata.uid)
+        service_name = service_name_of(job.spec)
+        to_job = manifests.taken_job(owner, service_name, action, self._intake())
+        news = await self._patch_taken(JOBS, self._caches.attempt_jobs, namespace, attempt.job_name, to_job)
+        held = self._caches.attempt_jobs.get((namespace, attempt.job_name))
+        if held is None or held.owner_uid != owner.uid or attempt.pod_name is None:
+            return news  # gone, or another's: the next look sees it
+        to_pod = manifests.taken_pod(owner, service_name, action)
+        return await self._patch_taken(PODS, self._caches.pods, namespace, attempt.pod_name, to_pod) or news
+
+    async def _patch_taken(
+        self, resource: Resource, cache: Cache[Any], namespace: str, name: str, operations: list[Object]
+    ) -> bool:
+        try:
+            patched: Object | None = await self._cluster.patch(resource, namespace, name, operations)
+        except NotFoundError:
+            return False
+        except StaleError:
+            patched = await self._cluster.find(resource, namespace, name)
+        return patched is not None and cache.apply(patched) is not None
 
     async def _create_service(self, namespace: str, action: CreateService) -> bool:
         body = {

@@ -27,6 +27,7 @@ from trainyard_operator.decide.case import open_attempts
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_SERVICE,
+    LABEL_STANDBY,
     AttemptJob,
     AttemptPod,
     BudgetView,
@@ -197,6 +198,9 @@ class Caches:
             parse.parse_job,
             keep_status=True,
             service=lambda name, view: ((name[0], service_name_of(view.spec)),),
+            standby=lambda name, view: (
+                (name[0], attempt.job_name) for attempt in open_attempts(view.status) if attempt.standby
+            ),
             active=lambda name, view: (name[0],) if open_attempts(view.status) else (),
             reason=lambda name, view: ((name[0], view.status.reason),) if view.status.reason == SPENT else (),
         )
@@ -214,7 +218,13 @@ class Caches:
             job=lambda name, view: ((name[0], view.spec.job_name),),
         )
         self.attempt_jobs: Cache[AttemptJob] = Cache(
-            JOBS, parse.parse_attempt_job, job=_by_label(LABEL_JOB), service=_by_label(LABEL_SERVICE)
+            JOBS,
+            parse.parse_attempt_job,
+            job=_by_label(LABEL_JOB),
+            service=_by_label(LABEL_SERVICE),
+            standby=lambda name, view: (
+                ((name[0], view.labels.get(LABEL_SERVICE)),) if LABEL_STANDBY in view.labels else ()
+            ),
         )
         self.pods: Cache[AttemptPod] = Cache(
             PODS,

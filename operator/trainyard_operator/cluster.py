@@ -9,14 +9,17 @@ that tests what the writer has read (`/metadata/uid` and a revision): 422 means 
 """
 
 import json
+import logging
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import client, config
+
+logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
 Operation = dict[str, Any]
@@ -234,6 +237,33 @@ class Cluster:
                 return items, int(metadata.get("resourceVersion") or 0)
             query["continue"] = metadata["continue"]
 
+    async def states(self, resource: Resource, namespace: str, name: str, *, seconds: int) -> AsyncIterator[Object]:
+        """The object as it is, then as it becomes, for `seconds`; ends early when it is deleted, or never was.
+
+        Raises a `ClusterError`; a connection that breaks off ends it.
+        """
+        query = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(seconds)}
+        url = f"{self.server}{resource.path(namespace)}?{urlencode(query)}"
+        headers = {"Accept": "application/json", "User-Agent": "trainyard-operator"}
+        if authorization := await self.authorization():
+            headers["Authorization"] = authorization
+        limit = aiohttp.ClientTimeout(total=seconds + 5)
+        try:
+            response = await self._api.rest_client.request("GET", url, headers=headers, _request_timeout=limit)
+            if response.status >= 300:
+                data = await response.read()
+                raise error_of("GET", resource.path(namespace), response.status, data, response.headers)
+            try:
+                async for line in _lines(response.response.content):
+                    event = json.loads(line)
+                    if event["type"] not in ("ADDED", "MODIFIED"):
+                        return
+                    yield event["object"]
+            finally:
+                response.response.close()
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            logger.debug("a watch broke off: %s", error)
+
     async def create(self, resource: Resource, body: Object) -> Object:
         return await self.request("POST", resource.path(body["metadata"].get("namespace")), body=body)
 
@@ -319,6 +349,15 @@ class Cluster:
         """Write the whole object; its `metadata.resourceVersion`, when there is one, must still be the newest."""
         metadata = body["metadata"]
         return await self.request("PUT", resource.path(metadata.get("namespace"), metadata["name"]), body=body)
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Whole lines, however long: the reader's own iteration has a limit."""
+    held = b""
+    async for part in content.iter_any():
+        *lines, held = (held + part).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def controller_uid(obj: Object) -> str | None:

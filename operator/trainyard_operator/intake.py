@@ -22,6 +22,7 @@ from trainyard_api.report import MAX_REPORT_BYTES, Answer, Report
 from trainyard_operator import logs
 from trainyard_operator.cluster import TRAINING_JOBS, Cluster, ClusterError, NotFoundError, Object, StaleError
 from trainyard_operator.decide.parse import parse_time
+from trainyard_operator.handover import Refusal, work_for
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.reported import report_operations
 from trainyard_operator.tokens import Reporter, TokenError, Verifier
@@ -29,19 +30,12 @@ from trainyard_operator.tokens import Reporter, TokenError, Verifier
 logger = logging.getLogger(__name__)
 
 PATH = "/v1/reports"
+STANDBY_PATH = "/v1/standby"
+WAIT_SECONDS = 20
+"""How long a warm instance waits for one answer."""
 TRIES = 5
 OVER = frozenset({"Succeeded", "Failed", "Aborted", "Canceled", "Stopped"})
 MAX_PODS = 20_000
-
-
-class Refusal(Exception):
-    """An answer other than 200; `message` is for the person who reads the trainer's log."""
-
-    def __init__(self, status: int, reason: str, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.retry_after = retry_after
 
 
 class Pace:
@@ -84,7 +78,7 @@ class Bucket:
 
 
 class Intake:
-    """Answers `POST /v1/reports`."""
+    """Answers `POST /v1/reports` and `POST /v1/standby`."""
 
     def __init__(
         self,
@@ -108,6 +102,7 @@ class Intake:
         # aiohttp answers 413 by itself from here on; one byte more lets us answer in our own words.
         application = web.Application(client_max_size=MAX_REPORT_BYTES + 1)
         application.router.add_post(PATH, self._post)
+        application.router.add_post(STANDBY_PATH, self._wait)
         return application
 
     async def _post(self, request: web.Request) -> web.Response:
@@ -121,6 +116,20 @@ class Intake:
         self._metrics.reports.labels(str(response.status), reason).inc()
         self._metrics.report_seconds.observe(time.perf_counter() - began)
         return response
+
+    async def _wait(self, request: web.Request) -> web.StreamResponse:
+        """A warm instance waits for work: 200 with its RunSpec, 204 when there was none for a while."""
+        try:
+            reporter = await self._authenticate(request)
+            text = await work_for(self._cluster, reporter, seconds=WAIT_SECONDS)
+        except ClusterError as error:
+            refusal = Refusal(503, "ClusterUnavailable", f"the cluster does not answer: {error}", retry_after=1.0)
+            return _refused(refusal)
+        except Refusal as refusal:
+            return _refused(refusal)
+        if text is None:
+            return web.Response(status=204)
+        return web.Response(text=text, content_type="application/json")
 
     async def _take(self, request: web.Request) -> Answer:
         # The token first: who is nobody gets no byte of his body parsed.

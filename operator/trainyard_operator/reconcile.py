@@ -195,6 +195,8 @@ class Reconciler:
                 if found is not None:
                     attempt_jobs[attempt.job_name] = found
         pods = caches.pods.by("job", (namespace, name))
+        taken = [caches.pods.get((namespace, a.pod_name)) for a in job.status.attempts if a.standby and a.pod_name]
+        pods += tuple(pod for pod in taken if pod is not None and pod not in pods)
         start_job = job.spec.start_from.job
         service_name = admission.service_name_of(job.spec)
         service_view = caches.services.get((namespace, service_name))
@@ -281,6 +283,8 @@ class Reconciler:
             service=entry.view,
             jobs=self._caches.jobs.by("service", name),
             pods=self._caches.pods.by("service", name),
+            standby_jobs=self._caches.attempt_jobs.by("standby", name),
+            standby_template=self._actions.standby_template(entry.view),
             nodes=self._nodes(),
             defaults=self._defaults,
         )
@@ -299,6 +303,13 @@ class Reconciler:
         self._emit(TRAINING_SERVICES, entry.view.metadata, plan.events)
         for job in plan.wake:
             self._watch.queue.add(Key(Kind.JOB, key.namespace, job))
+        for action in plan.actions:
+            self._metrics.actions.labels(type(action).__name__).inc()
+            try:
+                await self._actions.carry_out_for_service(entry.view, action)
+            except (RejectedError, ManifestError) as error:
+                self._emit(TRAINING_SERVICES, entry.view.metadata, [Note("ActionRefused", str(error), warning=True)])
+                raise
         return _seconds_until(plan.look_again_at)
 
     async def _reconcile_budget(self, key: Key) -> float | None:

@@ -29,6 +29,7 @@ from trainyard_operator.decide.budget import SPENT, has_time
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_SERVICE,
+    LABEL_STANDBY,
     AttemptJob,
     AttemptPod,
     BudgetView,
@@ -204,11 +205,15 @@ class Watch:
         else:
             yield Key(Kind.JOB, name[0], view.spec.job_name)
 
-    @staticmethod
-    def _keys_of_child(name: Name, view: AttemptJob | AttemptPod) -> Iterable[Key]:
+    def _keys_of_child(self, name: Name, view: AttemptJob | AttemptPod) -> Iterable[Key]:
         for label, kind in ((LABEL_JOB, Kind.JOB), (LABEL_SERVICE, Kind.SERVICE)):
             if value := view.labels.get(label):
                 yield Key(kind, name[0], value)
+        if LABEL_STANDBY in view.labels and LABEL_JOB not in view.labels:
+            # The labels come after the ledger: until then only that says whose it is.
+            of = view.owner_name if isinstance(view, AttemptPod) else view.metadata.name
+            for job in self.caches.jobs.names_by("standby", (name[0], of)):
+                yield Key(Kind.JOB, *job)
 
     def _keys_of_node(self, name: Name) -> Iterable[Key]:
         for pod in self.caches.pods.by("node", name[1]):

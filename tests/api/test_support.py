@@ -19,9 +19,6 @@ A_VALUE: dict[str, Any] = {
     "resources.nodes": 2,
     "policy.rerunAsProcess": True,
     "instance.nodes": 2,
-    "scaling.type": "Fixed",
-    "scaling.minInstances": 1,
-    "scaling.idleSeconds": 60,
     "execution.rerunAsProcess": True,
 }
 

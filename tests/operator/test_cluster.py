@@ -13,6 +13,7 @@ from trainyard_operator.cluster import (
     ForeignObjectError,
     NotFoundError,
     RejectedError,
+    Resource,
     StaleError,
     UnavailableError,
     error_of,
@@ -204,3 +205,24 @@ def test_operations_touch_only_owned_fields_that_differ():
     ]
     written = {"state": "Running", "progress": {"step": 1}, "summary": {"eta": "1s", "attempt": "1/3"}}
     assert status_operations(written, new, owned) == []
+
+
+async def test_an_object_is_followed_until_it_is_gone(api: Cluster, namespace: str):
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"namespace": namespace, "name": "a"},
+        "data": {"n": "0"},
+    }
+    config_maps = Resource("", "v1", "configmaps", "ConfigMap")
+    made = await api.create(config_maps, body)
+    seen: list[str] = []
+    async for state in api.states(config_maps, namespace, "a", seconds=30):
+        seen.append(state["data"]["n"][:1])
+        if len(seen) == 1:
+            # Longer than what one line of a stream may usually be.
+            await api.patch(config_maps, namespace, "a", [{"op": "replace", "path": "/data/n", "value": "1" * 200_000}])
+        else:
+            await api.delete(config_maps, namespace, "a", uid=made["metadata"]["uid"])
+    assert seen == ["0", "1"]
+    assert [state async for state in api.states(config_maps, namespace, "a", seconds=1)] == []

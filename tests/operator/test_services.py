@@ -1,14 +1,15 @@
 """What a service does for a team, on the real control plane: queue, budget, scale."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from trainyard_operator.cluster import JOBS, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
+from trainyard_operator.cluster import JOBS, PODS, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
-from tests.operator.harness import Operator, Yard
+from tests.operator.harness import FAKE_TRAINER, Operator, Yard
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(280), pytest.mark.xdist_group("services")]
 
@@ -109,3 +110,37 @@ async def test_a_queueing_engine_admits_executions_and_takes_them_back(yard: Yar
     await suspend("queued-r0-a2", False)
     assert (await yard.finished("queued"))["state"] == "Succeeded"
     assert await yard.api.find(JOBS, yard.namespace, "queued-r0-a1") is None
+
+
+async def test_a_warm_instance_takes_a_job_over_and_is_replaced(yard: Yard):
+    plan = {"name": "FAKE_TRAINER", "value": json.dumps([{"steps": 3}])}
+    env = [{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}, plan]
+    await yard.service("warm", scaling={"minInstances": 1, "maxInstances": 2}, env=env)
+    service = await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("standbyInstances") == 1)
+    [name] = service["standby"]["jobs"]
+    assert service["instances"] == 1
+    [pod] = await yard.api.list_all(PODS, yard.namespace, labels="trainyard.dev/service=warm")
+    assert "trainyard.dev/job" not in pod["metadata"]["labels"]
+    assert "activeDeadlineSeconds" not in pod["spec"]
+    await yard.job("quick", service="warm")
+    status = await yard.finished("quick")
+    [attempt] = status["attempts"]
+    assert (status["state"], attempt["standby"], attempt["jobName"]) == ("Succeeded", True, name)
+    assert (attempt["podUID"], attempt["cause"]) == (pod["metadata"]["uid"], "Completed")
+    # `kubectl logs -l trainyard.dev/job=quick` finds it, and it goes with its job.
+    assert sorted(await yard.children("quick")) == sorted([name, pod["metadata"]["name"]])
+    job = await yard.api.get(JOBS, yard.namespace, name)
+    [owner] = job["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("TrainingJob", "quick")
+    # Another is warm in its place; one that dies is replaced, and that shows on the service.
+    service = await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("standbyInstances") == 1)
+    [second] = service["standby"]["jobs"]
+    assert second != name
+    [pod] = await yard.api.list_all(PODS, yard.namespace, labels=f"batch.kubernetes.io/job-name={second}")
+    evict = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod["metadata"]["name"]}}
+    await yard.api.request("POST", PODS.path(yard.namespace, pod["metadata"]["name"], "eviction"), body=evict)
+    service = await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s["state"] == "Degraded")
+    assert pod["metadata"]["name"] in next(c["message"] for c in service["conditions"] if c["type"] == "Degraded")
+    await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("standbyInstances") == 1)
+    await yard.patch_service("warm", scaling__minInstances=0, scaling__idleSeconds=0)
+    await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("instances") == 0)

@@ -15,8 +15,10 @@ from trainyard_api.trainingservice import Admission, AdmittedJob, OnScaleDown, d
 
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
+    LABEL_JOB,
     LABEL_JOB_UID,
     LABEL_RUN,
+    LABEL_STANDBY,
     AttemptPod,
     JobView,
     QueuePlace,
@@ -92,11 +94,15 @@ def _admitted(snapshot: ServiceSnapshot, job: JobView) -> bool:
 
 def admitted(service: ServiceView, job: JobView) -> bool:
     """Whether the batch of the service holds this very attempt of the job."""
+    return entry_of(service, job) is not None
+
+
+def entry_of(service: ServiceView, job: JobView) -> AdmittedJob | None:
+    """The entry of the batch for this very attempt of the job."""
     batch = service.status.admission
-    run, attempt = job.status.run or 0, next_attempt(job.status)
-    return batch is not None and any(
-        (entry.uid, entry.run, entry.attempt) == (job.metadata.uid, run, attempt) for entry in batch.jobs
-    )
+    key = (job.metadata.uid, job.status.run or 0, next_attempt(job.status))
+    entries = batch.jobs if batch is not None else ()
+    return next((entry for entry in entries if (entry.uid, entry.run, entry.attempt) == key), None)
 
 
 # --- slots ----------------------------------------------------------------------------------------------------------------
@@ -114,7 +120,11 @@ def occupied(snapshot: ServiceSnapshot) -> frozenset[Slot]:
                 fenced.add(slot)
             elif attempt.end_time is None:
                 ledgers.add(slot)
-    pods = {slot_of(pod) for pod in snapshot.pods if not pod.over and not _on_lost_node(pod, snapshot)}
+    pods = {
+        slot_of(pod)
+        for pod in snapshot.pods
+        if not pod.over and not is_standby(pod) and not _on_lost_node(pod, snapshot)
+    }
     return frozenset((batch | ledgers | pods) - fenced)
 
 
@@ -143,6 +153,11 @@ def surplus(snapshot: ServiceSnapshot) -> frozenset[Slot]:
         key=lambda slot: (-queue_order(live[slot][0])[0], -live[slot][1].create_time.timestamp(), slot.job_uid),
     )
     return frozenset(order[: max(0, over - len(ending))])
+
+
+def is_standby(pod: AttemptPod) -> bool:
+    """A warm pod that waits for work: it takes no slot."""
+    return LABEL_STANDBY in pod.labels and LABEL_JOB not in pod.labels
 
 
 def slot_of(pod: AttemptPod) -> Slot:

@@ -60,7 +60,9 @@ class Case:
 
     def job_of(self, attempt: Attempt) -> AttemptJob | None:
         """The attempt's batch/v1 Job: of its name and ours."""
-        return next((job for job in self.own_jobs if job.metadata.name == attempt.job_name), None)
+        jobs = (job for job in self.snapshot.jobs if job.metadata.name == attempt.job_name)
+        # A standby's Job is the service's until it is handed over: its uid says that it is the attempt's.
+        return next((job for job in jobs if job.owner_uid == self.uid or job.metadata.uid == attempt.job_uid), None)
 
     def foreign_job(self, name: str) -> AttemptJob | None:
         """A Job of that name which is not ours."""

@@ -19,11 +19,13 @@ from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import lost_at
 from trainyard_operator.decide.model import (
+    LABEL_JOB,
     Action,
     AttemptJob,
     AttemptPod,
     DeleteJob,
     DeletePod,
+    HandOver,
     LowerDeadline,
 )
 from trainyard_operator.decide.start import create_job
@@ -77,6 +79,7 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         if container := pod.trainer:
             ended = container.terminated
             started = container.running_since or (ended.started_at if ended else None)
+            # (That of a standby is when it was taken.)
             update["start_time"] = attempt.start_time or started
             update["image"] = container.image_id or attempt.image
     progress = draft.status.progress
@@ -100,6 +103,7 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         return _describe_ending(case, draft, attempt)
     if attempt.job_uid is None:
         return _create(case, draft, attempt)
+    draft = _hand_over(case, draft, attempt) if attempt.standby else draft
     draft = draft.act(*_exact_deadlines(case, attempt))
     draft = draft.look_at(start_deadline(case, attempt), stall_deadline(case, draft, attempt))
     return _describe(case, draft, attempt)
@@ -232,11 +236,19 @@ def _exact_deadlines(case: Case, attempt: Attempt) -> tuple[Action, ...]:
         container = pod.trainer
         if pod.over or pod.start_time is None or container is None or container.running_since is None:
             continue
-        waited = max(0, ceil((container.running_since - pod.start_time).total_seconds()))
-        exact = waited + (attempt.timeout_seconds or case.execution.timeout_seconds)
+        if attempt.standby and LABEL_JOB not in pod.labels:
+            continue  # the hand-over sets it
+        began = attempt.start_time if attempt.standby else None
+        exact = _deadline_seconds(case, attempt, pod.start_time, began or container.running_since)
         if pod.active_deadline_seconds is None or pod.active_deadline_seconds > exact:
             actions.append(LowerDeadline(pod.metadata.name, pod.metadata.uid, exact))
     return tuple(actions)
+
+
+def _deadline_seconds(case: Case, attempt: Attempt, seen: datetime, began: datetime) -> int:
+    """A pod's deadline, counted from when its kubelet saw it, for an execution that began at `began`."""
+    waited = max(0, ceil((began - seen).total_seconds()))
+    return waited + (attempt.timeout_seconds or case.execution.timeout_seconds)
 
 
 # --- how it is started and described ----------------------------------------------------------------------------------------
@@ -263,6 +275,23 @@ def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     except Contradiction as wrong:
         return draft.say(JobState.PREPARING, "ServiceMismatch", f"The attempt cannot start: {wrong}.")
     return draft.say(JobState.PREPARING, "Starting", "The Job is being created.").act(made)
+
+
+def _hand_over(case: Case, draft: Draft, attempt: Attempt) -> Draft:
+    """The standby's Job and pod become the attempt's: again and again, until both show it."""
+    job, service = case.job_of(attempt), case.snapshot.service
+    pod = next((pod for pod in pods_of(case, attempt) if pod.metadata.uid == attempt.pod_uid), None)
+    if job is None or pod is None or pod.start_time is None or service is None or attempt.start_time is None:
+        return draft
+    if job.owner_uid == case.uid and pod.labels.get(LABEL_JOB) == case.name:
+        return draft
+    draft = with_version(case, draft)
+    try:
+        made = create_job(case, draft.status, attempt)
+    except Contradiction as wrong:
+        return draft.say(JobState.PREPARING, "ServiceMismatch", f"The attempt cannot start: {wrong}.")
+    deadline = _deadline_seconds(case, attempt, pod.start_time, attempt.start_time)
+    return draft.act(HandOver(attempt, made.run, service.metadata.uid, deadline))
 
 
 def _draining(case: Case, attempt: Attempt) -> AttemptPod | None:

@@ -41,6 +41,8 @@ LABEL_MODEL = "trainyard.dev/model"
 LABEL_ARCHITECTURE = "trainyard.dev/architecture"
 LABEL_RUN = "trainyard.dev/run"
 LABEL_ATTEMPT = "trainyard.dev/attempt"
+LABEL_STANDBY = "trainyard.dev/standby"
+"""On Jobs and pods that wait for work: the digest of what they were made of. Taken off the Job when an execution takes it."""
 LABEL_COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
 
@@ -354,6 +356,11 @@ class ServiceSnapshot:
     """Every TrainingJob whose service it is (`admission.service_name_of`)."""
     pods: tuple[AttemptPod, ...] = ()
     """Every pod labelled with the service, those of deleted jobs too."""
+    standby_jobs: tuple[AttemptJob, ...] = ()
+    """Every batch/v1 Job of the service that is labelled as standby."""
+    standby_template: str = ""
+    """Digest of what a standby would be made of now; empty: the service can have none (`standby_obstacle` says why)."""
+    standby_obstacle: str = ""
     nodes: Mapping[str, NodeView] | None = None
     """Nodes by name; None where the operator may not read them."""
     defaults: Defaults = field(default_factory=Defaults)
@@ -411,6 +418,25 @@ class CreateJob:
 
 
 @dataclass(frozen=True)
+class CreateStandby:
+    """Make a batch/v1 Job of the service that waits for work. One of its name is adopted, whoever has it by now."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Give a standby's Job and pod to the attempt: owner, labels and RunSpec of the Job, then labels and deadline of the pod, then
+    the intake answers the pod. Each step is repeated without harm; what is gone or another's ends the attempt by what is
+    observed."""
+
+    attempt: Attempt
+    run: RunSpec
+    service_uid: str
+    active_deadline_seconds: int
+
+
+@dataclass(frozen=True)
 class LowerDeadline:
     """Set the pod's `activeDeadlineSeconds`; 1 ends it gracefully (SIGTERM, its grace, its exit code is kept)."""
 
@@ -447,6 +473,7 @@ Action = (
     | CreateVersion
     | WriteVersionStatus
     | CreateJob
+    | HandOver
     | LowerDeadline
     | DeletePod
     | DeleteJob
@@ -457,7 +484,7 @@ Action = (
 def name_of(action: Action) -> str:
     """Name of the object that an action is about."""
     match action:
-        case CreateJob():
+        case CreateJob() | HandOver():
             return action.attempt.job_name
         case LowerDeadline() | DeletePod():
             return action.pod
@@ -490,6 +517,7 @@ class ServicePlan:
     `admission.revision`."""
     wake: tuple[str, ...] = ()
     """Names of the jobs of the batch: to be reconciled after the write."""
+    actions: tuple[CreateStandby | DeleteJob, ...] = ()
     events: tuple[Note, ...] = ()
     look_again_at: datetime | None = None
 

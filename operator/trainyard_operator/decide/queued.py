@@ -5,10 +5,11 @@ from datetime import timedelta
 
 from trainyard_api.status import Condition, ConditionStatus
 from trainyard_api.storage import attempt_job_name
-from trainyard_api.trainingjob import Attempt, End, JobState
+from trainyard_api.trainingjob import Attempt, Current, End, JobState
+from trainyard_api.trainingservice import StandbyInstance
 
 from trainyard_operator.decide import budget
-from trainyard_operator.decide.admission import admitted, is_ready, next_attempt
+from trainyard_operator.decide.admission import admitted, entry_of, is_ready, next_attempt
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import supervise
 from trainyard_operator.decide.scaling import capacity
@@ -103,15 +104,29 @@ def _degraded(conditions: tuple[Condition, ...]) -> Condition | None:
     return next((c for c in conditions if c.type == "Degraded" and c.status is ConditionStatus.TRUE), None)
 
 
+def _warm(case: Case, draft: Draft) -> StandbyInstance | None:
+    """The warm instance that the batch gives the attempt."""
+    assert case.snapshot.service is not None
+    entry = entry_of(case.snapshot.service, replace(case.snapshot.job, status=draft.status))
+    return entry.standby if entry else None
+
+
 def _open(case: Case, draft: Draft) -> Draft:
     """The next attempt in the ledger, written before anything is made of it; the intake's fields are cleared for it."""
     status, spec = draft.status, case.snapshot.job.spec
     run, number = status.run or 0, next_attempt(status)
     service = case.snapshot.service
+    warm = _warm(case, draft)
     attempt = Attempt(
         number=number,
         run=run,
-        job_name=attempt_job_name(case.name, run, number),
+        job_name=warm.job_name if warm else attempt_job_name(case.name, run, number),
+        jobUID=warm.job_uid if warm else None,
+        pod_name=warm.pod_name if warm else None,
+        podUID=warm.pod_uid if warm else None,
+        node=warm.node if warm else None,
+        standby=warm is not None,
+        start_time=case.now if warm else None,
         create_time=case.now,
         reset=service.spec.reset if service else 0,
         finish=spec.end is End.FINISH,
@@ -129,7 +144,7 @@ def _open(case: Case, draft: Draft) -> Draft:
         queue_position=None,
         next_attempt_time=None,
         completion_time=None,
-        current=None,
+        current=Current(attempt=number, podUID=warm.pod_uid) if warm else None,
         progress=None,
         summary=None,
     )

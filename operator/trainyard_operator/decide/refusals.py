@@ -20,16 +20,18 @@ from trainyard_operator.decide.model import (
     CreateService,
     CreateVersion,
     DeleteTrainingJob,
+    HandOver,
     Refusal,
     name_of,
 )
 from trainyard_operator.status import AS_ASKED, TERMINAL
 
 LONGEST_WAIT_SECONDS = 30
-MAKES = (CreateService, CreateVersion, CreateJob)
+MAKES = (CreateService, CreateVersion, CreateJob, HandOver)
 
 KINDS: dict[str, tuple[str, str]] = {
     "CreateJob": ("create Job", "jobs.batch"),
+    "HandOver": ("hand over Job", "jobs.batch"),
     "CreateVersion": ("create ModelVersion", "modelversions.trainyard.dev"),
     "CreateService": ("create TrainingService", "trainingservices.trainyard.dev"),
     "WriteVersionStatus": ("write the status of ModelVersion", "modelversions.trainyard.dev"),

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from trainyard_api.status import Condition, ConditionStatus
 from trainyard_api.trainingjob import Cause, JobState, TrainingJobStatus
+from trainyard_api.trainingservice import Admission, AdmittedJob, Standby
 
 from trainyard_operator.decide import admission
 from trainyard_operator.decide.case import open_attempts, run_attempts
@@ -11,6 +12,7 @@ from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.model import LABEL_SERVICE, JobView, Note, ServicePlan, ServiceSnapshot
 from trainyard_operator.decide.nodes import lost_time
 from trainyard_operator.decide.scaling import capacity, desired_instances, instances
+from trainyard_operator.decide.standby import StandbyPlan, plan_standby, take
 from trainyard_operator.status import TERMINAL, render_service
 
 CRASH_REASONS = {Cause.ERROR: "CrashLoop", Cause.OUT_OF_MEMORY: "OutOfMemory", Cause.STALLED: "CrashLoop"}
@@ -28,29 +30,59 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
     running = sum(len(_running(job)) for job in snapshot.jobs)
     waiting = [job for job in snapshot.jobs if job.status.state in admission.WAITING]
     wanted = desired_instances(scaling, running + len(waiting))
+    batch, warm = _admitted(snapshot)
     status = old.model_copy(
         update={
-            "admission": admission.next_admission(snapshot),
+            "admission": batch,
+            "standby": warm.status,
+            "standby_instances": len(warm.ready),
             "running": running,
             "queued": len(waiting),
             "capacity": capacity(scaling),
-            "instances": instances(scaling, running),
+            "instances": instances(scaling, running) + len(warm.status.jobs if warm.status else ()),
             "desired_instances": wanted,
             "selector": f"{LABEL_SERVICE}={service.metadata.name}",
             "observed_reset": _observed_reset(snapshot),
         }
     )
-    degraded = degradation(snapshot.jobs, old.conditions)
+    degraded = degradation(snapshot.jobs, old.conditions) or _standby_trouble(warm.status)
     status = render_service(
         old, status, service.metadata.generation, paused=service.spec.paused, degraded=degraded, now=snapshot.now
     )
-    batch = status.admission.jobs if status.admission else ()
     return ServicePlan(
         status=status,
-        wake=tuple(entry.name for entry in batch),
+        wake=tuple(entry.name for entry in batch.jobs),
+        actions=warm.actions,
         events=_events(old.conditions, status.conditions, service.metadata.name),
-        look_again_at=_look_again_at(snapshot),
+        look_again_at=min((t for t in (_look_again_at(snapshot), warm.look_again_at) if t), default=None),
     )
+
+
+def _admitted(snapshot: ServiceSnapshot) -> tuple[Admission, StandbyPlan]:
+    """The next batch, its new entries with the warm instances that they take."""
+    old = snapshot.service.status
+    kept = admission.pending(snapshot)
+    busy = instances(snapshot.service.spec.scaling, len(admission.occupied(snapshot)))
+    warm = plan_standby(snapshot, kept, busy)
+    batch = admission.next_admission(snapshot)
+    views = {job.metadata.uid: job for job in snapshot.jobs}
+    entries: list[AdmittedJob] = []
+    for entry in batch.jobs:
+        if entry in kept:
+            entries.append(entry)
+            continue
+        warm, taken = take(warm, views[entry.uid].spec, snapshot.service.spec)
+        entries.append(entry.model_copy(update={"standby": taken}) if taken else entry)
+    current = old.admission or Admission()
+    changed = tuple(entries) != current.jobs or warm.status != old.standby
+    return Admission(revision=current.revision + changed, jobs=tuple(entries)), warm
+
+
+def _standby_trouble(standby: Standby | None) -> tuple[str, str] | None:
+    if standby is None or not standby.failures:
+        return None
+    reason = standby.reason if standby.reason in SERVICE_REASONS else "CrashLoop"
+    return reason, standby.message or ""
 
 
 def degradation(jobs: tuple[JobView, ...], old: tuple[Condition, ...]) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from trainyard_api.execution import Execution, Instance
 from trainyard_api.modelversion import ModelVersionStatus
 from trainyard_api.report import Phase, Result
 from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
@@ -19,6 +20,7 @@ from trainyard_operator.decide.model import (
     LABEL_JOB_UID,
     LABEL_RUN,
     LABEL_SERVICE,
+    LABEL_STANDBY,
     Action,
     AttemptJob,
     AttemptPod,
@@ -27,12 +29,14 @@ from trainyard_operator.decide.model import (
     ContainerView,
     CreateJob,
     CreateService,
+    CreateStandby,
     CreateVersion,
     Defaults,
     DeleteJob,
     DeletePod,
     DeleteTrainingJob,
     EventView,
+    HandOver,
     JobPlan,
     JobSnapshot,
     JobView,
@@ -79,6 +83,8 @@ class World:
     created: list[CreateJob] = field(default_factory=list)
     refusals: tuple[Refusal, ...] = ()
     defaults: Defaults = field(default_factory=Defaults)
+    template: str = "one"
+    """Digest of what standby pods are made of."""
     uids: int = 0
 
     # --- what a user does -----------------------------------------------------------------------------------------------
@@ -128,7 +134,11 @@ class World:
             service=view,
             queue=admission.queue_place(self.service_snapshot(view.metadata.name), job) if view else QueuePlace(),
             jobs=tuple(self.attempt_jobs.values()),
-            pods=tuple(pod for pod in self.pods.values() if pod.labels.get(LABEL_JOB) == name),
+            pods=tuple(
+                pod
+                for pod in self.pods.values()
+                if pod.labels.get(LABEL_JOB) == name or pod.metadata.name in {a.pod_name for a in job.status.attempts}
+            ),
             events=tuple(self.events),
             nodes=self.nodes,
             versions=tuple(self.versions.values()),
@@ -144,6 +154,12 @@ class World:
             service=self.services[name],
             jobs=tuple(job for job in self.jobs.values() if admission.service_name_of(job.spec) == name),
             pods=tuple(pod for pod in self.pods.values() if pod.labels.get(LABEL_SERVICE) == name),
+            standby_jobs=tuple(
+                job
+                for job in self.attempt_jobs.values()
+                if LABEL_STANDBY in job.labels and job.labels.get(LABEL_SERVICE) == name
+            ),
+            standby_template=self.template,
             nodes=self.nodes,
             defaults=self.defaults,
         )
@@ -187,7 +203,7 @@ class World:
     def reconcile_service(self, name: str = "mgmt-train-yard-nano") -> None:
         self.carry_out_service_plan(self.service_snapshot(name))
 
-    def carry_out_service_plan(self, snapshot: ServiceSnapshot) -> None:
+    def carry_out_service_plan(self, snapshot: ServiceSnapshot, *, crash_before: int | None = None) -> None:
         """Decide on a snapshot, which may be an old one; the write is tested on the batch's revision."""
         name = snapshot.service.metadata.name
         plan = service.decide_service(snapshot)
@@ -199,6 +215,42 @@ class World:
         assert status.to_dict() == plan.status.to_dict()
         self.notes += [(name, note) for note in plan.events]
         self.services[name] = replace(self.services[name], status=status)
+        for action in plan.actions:
+            if crash_before == 1:
+                return
+            self._carry_out_for_service(name, action)
+
+    def _carry_out_for_service(self, name: str, action: CreateStandby | DeleteJob) -> None:
+        if isinstance(action, DeleteJob):
+            held = self.attempt_jobs.get(action.name)
+            if held is not None and held.metadata.uid == action.uid:
+                self.delete_attempt_job(held)
+        elif action.name not in self.attempt_jobs:
+            service_uid = self.services[name].metadata.uid
+            labels = {LABEL_SERVICE: name, LABEL_STANDBY: self.template}
+            made = AttemptJob(Metadata(NAMESPACE, action.name, self._uid("bj"), 1, self.now), labels, service_uid)
+            self.attempt_jobs[action.name] = made
+            pod = Metadata(NAMESPACE, f"{action.name}-x", self._uid("pod"), 1, self.now)
+            self.pods[pod.name] = AttemptPod(pod, labels, made.metadata.uid, action.name)
+
+    def _hand_over(self, job: JobView, action: HandOver, steps: int = 2) -> bool:
+        """As the API server takes it: the Job's owner is tested, the pod's deadline only goes down."""
+        held = self.attempt_jobs.get(action.attempt.job_name)
+        if held is None or held.metadata.uid != action.attempt.job_uid:
+            return False
+        if held.owner_uid == action.service_uid:
+            labels = {k: v for k, v in held.labels.items() if k != LABEL_STANDBY} | {LABEL_JOB: job.metadata.name}
+            self.attempt_jobs[held.metadata.name] = replace(held, labels=labels, owner_uid=job.metadata.uid)
+            self.created.append(CreateJob(action.attempt, action.run, Instance(), Execution(), 0))
+        elif held.owner_uid != job.metadata.uid:
+            return False
+        pod = self.pods.get(action.attempt.pod_name or "")
+        if pod is None or pod.metadata.uid != action.attempt.pod_uid:
+            return False
+        own = {LABEL_JOB: job.metadata.name, LABEL_JOB_UID: job.metadata.uid}
+        own |= {LABEL_RUN: str(action.attempt.run), LABEL_ATTEMPT: str(action.attempt.number)}
+        self.change(pod, labels={**pod.labels, **own}, active_deadline_seconds=action.active_deadline_seconds)
+        return True
 
     def budget_snapshot(self, name: str) -> BudgetSnapshot:
         return BudgetSnapshot(self.now, self.budgets[name], tuple(self.services.values()), tuple(self.jobs.values()))
@@ -257,6 +309,8 @@ class World:
                     self.versions[action.name] = replace(self.versions[action.name], status=status)
             case CreateJob():
                 return self._create_job(job, action)
+            case HandOver():
+                return self._hand_over(job, action)
             case LowerDeadline():
                 if (pod := self.pods.get(action.pod)) and pod.metadata.uid == action.uid:
                     assert pod.active_deadline_seconds is None or action.seconds < pod.active_deadline_seconds
@@ -379,6 +433,15 @@ class World:
             elif pod.metadata.deletion_time is not None:
                 ran = pod.trainer is not None and pod.trainer.running
                 self.end_pod(pod, 75 if ran else 137, reason="" if ran else "ContainerStatusUnknown")
+
+    def warm(self, name: str) -> AttemptPod:
+        """The pod of a standby Job is warm."""
+        pod = next(p for p in self.pods.values() if p.owner_name == name)
+        running = ContainerView("trainer", running=True, running_since=self.now)
+        ready = ObjectCondition("Ready", "True", since=self.now)
+        return self.change(
+            pod, node="node-0", phase="Running", start_time=self.now, containers=(running,), conditions=(ready,)
+        )
 
     def tick(self, seconds: float = 1) -> None:
         self.now += timedelta(seconds=seconds)

@@ -17,13 +17,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+STANDBY = "TRAINYARD_STANDBY"
+
 
 class Stop(BaseException):
     """SIGTERM came."""
 
 
 def main() -> int:
-    spec = json.loads(Path(os.environ["TRAINYARD_RUN_SPEC"]).read_text())
+    spec = wait_for_work() if STANDBY in os.environ else json.loads(Path(os.environ["TRAINYARD_RUN_SPEC"]).read_text())
     plans = json.loads(os.environ.get("FAKE_TRAINER", "[{}]"))
     plan = plans[min(spec.get("attempt", 1), len(plans)) - 1]
     trainer = Trainer(spec, plan)
@@ -39,6 +41,38 @@ def main() -> int:
         return trainer.end(75, "Interrupted", "SIGTERM: the checkpoint is saved")
 
 
+def wait_for_work() -> dict:
+    """As a warm instance does it: says that it is warm, then asks the intake until it has a RunSpec."""
+    told = json.loads(Path(os.environ[STANDBY]).read_text())
+    intake = told["intake"]
+    Path("/tmp/trainyard-warm").touch()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    while True:
+        token = Path(intake["tokenPath"]).read_text().strip()
+        url = intake["url"].replace("/v1/reports", "/v1/standby")
+        request = urllib.request.Request(url, b"{}", {"Authorization": f"Bearer {token}"})
+        try:
+            with opener(intake).open(request, timeout=40) as answer:
+                if answer.status == 200:
+                    return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            print(
+                json.dumps({"event": "no work", "status": error.code, "answer": error.read(500).decode()}), flush=True
+            )
+            if error.code in (401, 403, 410):
+                os._exit(0 if error.code == 410 else 1)
+            time.sleep(0.2)
+        except OSError as error:
+            print(json.dumps({"event": "no answer", "error": str(error)}), flush=True)
+            time.sleep(0.5)
+
+
+def opener(intake: dict) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context(cadata=intake["caPem"]) if intake.get("caPem") else None
+    handlers = [urllib.request.ProxyHandler({})] + ([urllib.request.HTTPSHandler(context=context)] if context else [])
+    return urllib.request.build_opener(*handlers)
+
+
 class Trainer:
     def __init__(self, spec: dict, plan: dict) -> None:
         self.spec, self.plan = spec, plan
@@ -46,12 +80,7 @@ class Trainer:
         self.step = 0
         self.steps = plan.get("steps", 3)
         self.began = time.monotonic()
-        intake = spec["intake"]
-        context = ssl.create_default_context(cadata=intake["caPem"]) if intake.get("caPem") else None
-        handlers = [urllib.request.ProxyHandler({})] + (
-            [urllib.request.HTTPSHandler(context=context)] if context else []
-        )
-        self.opener = urllib.request.build_opener(*handlers)
+        self.opener = opener(spec["intake"])
 
     def train(self) -> int:
         plan = self.plan
@@ -132,7 +161,7 @@ class Trainer:
             return 0, 1.0
 
 
-if "TRAINYARD_RUN_SPEC" in os.environ:
+if "TRAINYARD_RUN_SPEC" in os.environ or STANDBY in os.environ:
     code = 1
     try:
         code = main()

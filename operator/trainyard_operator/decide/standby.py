@@ -1,0 +1,258 @@
+"""Standby instances: warm pods of a service that wait for work, and which execution takes which.
+
+A standby is a batch/v1 Job that the service owns. Its name is written into the service's status before it is made, so that none is
+made twice; one that the status does not name is deleted. An execution takes one by the batch: the same write takes the name
+out of the list and puts it into the job's entry, so that no two can have it. From there the job's ledger goes on
+(`execution`: owner, labels, deadline, RunSpec). One that ends by itself, or does not get warm, is replaced with a growing delay.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from trainyard_api.execution import Resources
+from trainyard_api.trainingjob import TrainingJobSpec
+from trainyard_api.trainingservice import (
+    AdmittedJob,
+    Scaling,
+    ScalingType,
+    Standby,
+    StandbyInstance,
+    TrainingServiceSpec,
+)
+
+from trainyard_operator.decide.denials import Subject
+from trainyard_operator.decide.diagnosis import diagnose
+from trainyard_operator.decide.model import (
+    LABEL_STANDBY,
+    AttemptJob,
+    AttemptPod,
+    CreateStandby,
+    DeleteJob,
+    Metadata,
+    ServiceSnapshot,
+)
+from trainyard_operator.decide.nodes import is_lost
+from trainyard_operator.status import text
+
+MAX_NAME = 36
+FIRST_DELAY = timedelta(seconds=10)
+LONGEST_DELAY = timedelta(hours=1)
+PROVEN = timedelta(seconds=60)
+"""A standby that was warm this long has shown that they can be made."""
+BATCH = 20
+"""Most that are begun in one look."""
+
+
+@dataclass(frozen=True)
+class StandbyPlan:
+    status: Standby | None
+    ready: tuple[StandbyInstance, ...] = ()
+    """Those that an execution may take now, the oldest first."""
+    actions: tuple[CreateStandby | DeleteJob, ...] = ()
+    look_again_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One listed standby: its Job and pod, as far as they show."""
+
+    name: str
+    job: AttemptJob | None
+    pod: AttemptPod | None
+
+    @property
+    def ready(self) -> bool:
+        pod = self.pod
+        return pod is not None and not pod.over and pod.metadata.deletion_time is None and bool(pod.condition("Ready"))
+
+
+def wanted(scaling: Scaling, busy: int) -> int:
+    """Standby instances that there should be beside `busy` instances that work."""
+    floor = scaling.max_instances if scaling.type is ScalingType.FIXED else scaling.min_instances
+    return max(0, min(floor, scaling.max_instances) - busy)
+
+
+def eligible(job: TrainingJobSpec, service: TrainingServiceSpec) -> bool:
+    """Whether a job can do with what the service's pods have; else it starts cold."""
+    own = (None, *(service.secret_names or ())[:1])
+    secrets = job.dataset.secret_name in own and job.output.secret_name in own
+    return job.resources == Resources() and job.policy.drain_seconds is None and secrets
+
+
+def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy: int) -> StandbyPlan:
+    """What becomes of the standby instances; `batch` and `busy` are those before any is taken now."""
+    old = snapshot.service.status.standby or Standby()
+    taken = _taken(snapshot, batch)
+    seen = [_seen(snapshot, name) for name in old.jobs if name not in taken]
+    status, kept = old, list[_Seen]()
+    for each in seen:
+        if trouble := _failure(snapshot, each):
+            status = _failed(status, trouble, snapshot.now)
+        elif not _outdated(snapshot, each):
+            kept.append(each)
+    status, kept, look = _trimmed(snapshot, status, kept, busy)
+    if any(each.ready and _age(each, snapshot.now) >= PROVEN for each in kept):
+        status = status.model_copy(update={"failures": 0, "next_time": None, "reason": None, "message": None})
+    names = tuple(each.name for each in kept)
+    made = _new(snapshot, status, wanted(snapshot.service.spec.scaling, busy) - len(kept))
+    status = status.model_copy(update={"jobs": names + made, "number": status.number + len(made)})
+    listed = set(status.jobs)
+    known = {job.metadata.name for job in snapshot.standby_jobs}
+    actions: list[CreateStandby | DeleteJob] = [CreateStandby(name) for name in status.jobs if name not in known]
+    actions += [
+        DeleteJob(job.metadata.name, job.metadata.uid)
+        for job in snapshot.standby_jobs
+        if job.metadata.name not in listed | taken and job.metadata.deletion_time is None
+    ]
+    ready = tuple(_instance(each) for each in kept if each.ready)
+    looks = [
+        time for time in (look, status.next_time, *_start_deadlines(snapshot, kept)) if time and time > snapshot.now
+    ]
+    return StandbyPlan(status if status != Standby() else None, ready, tuple(actions), min(looks, default=None))
+
+
+def take(
+    plan: StandbyPlan, job: TrainingJobSpec, service: TrainingServiceSpec
+) -> tuple[StandbyPlan, StandbyInstance | None]:
+    """The plan without the standby that the job takes, and that one; None: it starts cold."""
+    if not plan.ready or plan.status is None or not eligible(job, service):
+        return plan, None
+    first, *rest = plan.ready
+    left = tuple(name for name in plan.status.jobs if name != first.job_name)
+    status = plan.status.model_copy(update={"jobs": left})
+    return StandbyPlan(status, tuple(rest), plan.actions, plan.look_again_at), first
+
+
+# --- one standby ----------------------------------------------------------------------------------------------------------
+
+
+def _taken(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...]) -> set[str]:
+    names = {entry.standby.job_name for entry in batch if entry.standby}
+    for job in snapshot.jobs:
+        names |= {a.job_name for a in job.status.attempts if a.standby and a.end_time is None}
+    return names
+
+
+def _seen(snapshot: ServiceSnapshot, name: str) -> _Seen:
+    job = next((job for job in snapshot.standby_jobs if job.metadata.name == name), None)
+    uid = job.metadata.uid if job else None
+    return _Seen(name, job, next((pod for pod in snapshot.pods if uid and pod.owner_uid == uid), None))
+
+
+def _instance(each: _Seen) -> StandbyInstance:
+    assert each.job
+    assert each.pod
+    return StandbyInstance(
+        job_name=each.name,
+        jobUID=each.job.metadata.uid,
+        pod_name=each.pod.metadata.name,
+        podUID=each.pod.metadata.uid,
+        node=each.pod.node,
+    )
+
+
+def _age(each: _Seen, now: datetime) -> timedelta:
+    """How long it has been warm."""
+    ready = each.pod.condition("Ready") if each.pod else None
+    return now - ready.since if ready and ready.since else timedelta()
+
+
+def _outdated(snapshot: ServiceSnapshot, each: _Seen) -> bool:
+    """Made of an image or an instance that the service does not have any more, or being deleted by somebody."""
+    if each.job is None:
+        return not snapshot.standby_template
+    old = each.job.labels.get(LABEL_STANDBY) != snapshot.standby_template
+    return old or each.job.metadata.deletion_time is not None
+
+
+def _failure(snapshot: ServiceSnapshot, each: _Seen) -> tuple[str, str] | None:
+    """Reason and sentence of a standby that ended by itself, or did not get warm in time."""
+    job, pod = each.job, each.pod
+    if job is None or job.metadata.deletion_time is not None:
+        return None
+    if pod is not None and is_lost(pod, snapshot.nodes, snapshot.defaults, snapshot.now):
+        return "CrashLoop", f"Node {pod.node} of standby pod {pod.metadata.name} is lost."
+    if pod is not None and pod.over:
+        return _ended(pod)
+    if job.finished:
+        return "CrashLoop", f"Standby Job {each.name} ended: {job.finished.message or job.finished.reason}."
+    deadline = _start_deadline(snapshot, each)
+    if deadline is None or deadline > snapshot.now:
+        return None
+    name, namespace = snapshot.service.metadata.name, snapshot.service.metadata.namespace
+    found = diagnose(job, (pod,) if pod else (), (), Subject(namespace, name, snapshot.nodes))
+    why = found.message if found else "its trainer runs and does not say that it is warm; look at its log."
+    return (found.reason if found and found.blocked else "CrashLoop"), f"Standby {each.name} did not get warm: {why}"
+
+
+def _ended(pod: AttemptPod) -> tuple[str, str]:
+    ended = pod.trainer.terminated if pod.trainer else None
+    disruption = pod.condition("DisruptionTarget")
+    if disruption:
+        return "CrashLoop", f"Standby pod {pod.metadata.name} was taken away by the cluster ({disruption.reason})."
+    if ended is None:
+        return "CrashLoop", f"Standby pod {pod.metadata.name} ended ({pod.reason or pod.phase})."
+    lines = [line for line in ended.message.strip().splitlines() if line.strip()]
+    said = f": {lines[-1].strip()[:400]}" if lines else "; look at its log."
+    reason = "OutOfMemory" if ended.reason == "OOMKilled" else "CrashLoop"
+    return reason, f"Standby pod {pod.metadata.name} ended with exit code {ended.exit_code}{said}"
+
+
+def _start_deadline(snapshot: ServiceSnapshot, each: _Seen) -> datetime | None:
+    if each.ready or each.job is None or each.job.metadata.creation_time is None:
+        return None
+    return each.job.metadata.creation_time + timedelta(seconds=snapshot.service.spec.execution.start_timeout_seconds)
+
+
+def _start_deadlines(snapshot: ServiceSnapshot, kept: list[_Seen]) -> list[datetime | None]:
+    return [_start_deadline(snapshot, each) for each in kept]
+
+
+# --- how many -------------------------------------------------------------------------------------------------------------
+
+
+def _failed(status: Standby, trouble: tuple[str, str], now: datetime) -> Standby:
+    failures = status.failures + 1
+    delay = min(FIRST_DELAY * 2 ** min(failures - 1, 20), LONGEST_DELAY)
+    reason, message = trouble
+    return status.model_copy(
+        update={"failures": failures, "next_time": now + delay, "reason": reason, "message": text(message)}
+    )
+
+
+def _trimmed(
+    snapshot: ServiceSnapshot, status: Standby, kept: list[_Seen], busy: int
+) -> tuple[Standby, list[_Seen], datetime | None]:
+    """Without those above what there should be: above the maximum at once, else when they were idle for long enough."""
+    scaling, now = snapshot.service.spec.scaling, snapshot.now
+    over = len(kept) - wanted(scaling, busy)
+    if over <= 0:
+        return status.model_copy(update={"surplus_time": None}), kept, None
+    since = status.surplus_time or now
+    idle_until = since + timedelta(seconds=scaling.idle_seconds)
+    room = max(0, scaling.max_instances - busy)
+    order = sorted(kept, key=lambda each: (not each.ready, each.name))
+    if idle_until <= now:
+        keep = order[: len(kept) - over]
+        since = None
+    else:
+        keep = order[:room]
+    left = [each for each in kept if each in keep]
+    still = since if len(left) > wanted(scaling, busy) else None
+    return status.model_copy(update={"surplus_time": still}), left, idle_until if still else None
+
+
+def _new(snapshot: ServiceSnapshot, status: Standby, missing: int) -> tuple[str, ...]:
+    """Names of those to make now."""
+    service = snapshot.service
+    closed = service.spec.paused or service.metadata.deletion_time is not None or not snapshot.standby_template
+    if closed or (status.next_time is not None and status.next_time > snapshot.now):
+        return ()
+    # After a failure one at a time shows whether it is mended.
+    count = min(missing, 1 if status.failures else BATCH)
+    return tuple(f"{_stem(service.metadata)}-{status.number + 1 + n}" for n in range(max(0, count)))
+
+
+def _stem(service: Metadata) -> str:
+    """Of its own even where two long names begin alike, or a service was made again."""
+    return f"{service.name[:MAX_NAME].rstrip('-')}-standby-{service.uid[:4]}"

@@ -1,0 +1,268 @@
+"""Warm instances: as many as there should be, one execution each, replaced when something is wrong with them."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from trainyard_api.report import Phase
+from trainyard_api.trainingjob import Cause, JobState
+from trainyard_api.trainingservice import Scaling, ScalingType, Standby, TrainingServiceStatus
+from trainyard_operator.decide import admission, standby
+from trainyard_operator.decide.model import ObjectCondition
+
+from tests.operator.decide.world import World, job_spec, published
+
+SERVICE = "mgmt-train-yard-nano"
+MIN_ONE: dict[str, Any] = {"scaling": {"minInstances": 1, "maxInstances": 2}}
+
+
+def warm_world(count: int = 1, **service: Any) -> World:
+    """A service with `count` warm instances."""
+    world = World()
+    scaling = {"minInstances": count, "maxInstances": count + 1} | service.pop("scaling", {})
+    world.serve(SERVICE, scaling=scaling, **service)
+    world.settle()
+    for name in list(world.attempt_jobs):
+        world.warm(name)
+    world.settle()
+    return world
+
+
+def status(world: World) -> TrainingServiceStatus:
+    return world.services[SERVICE].status
+
+
+def listed(world: World) -> Standby:
+    return status(world).standby or Standby()
+
+
+def degraded(world: World) -> tuple[str, str, str]:
+    return next((c.status.value, c.reason, c.message) for c in status(world).conditions if c.type == "Degraded")
+
+
+@pytest.mark.parametrize(
+    ("scaling", "busy", "count"),
+    [
+        (Scaling(min_instances=2, max_instances=4), 0, 2),
+        (Scaling(min_instances=2, max_instances=4), 1, 1),
+        (Scaling(min_instances=2, max_instances=4), 3, 0),
+        (Scaling(min_instances=4, max_instances=1), 0, 1),
+        (Scaling(max_instances=4), 0, 0),
+        (Scaling(type=ScalingType.FIXED, max_instances=3), 1, 2),
+        (Scaling(type=ScalingType.FIXED, max_instances=0), 0, 0),
+    ],
+)
+def test_instances_above_those_that_work_are_standby(scaling: Scaling, busy: int, count: int):
+    assert standby.wanted(scaling, busy) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "takes"),
+    [
+        ({}, True),
+        ({"policy": {"timeoutSeconds": 60, "priority": 4}}, True),
+        ({"dataset": {"sources": [{"uri": "s3://vision/b.zip"}], "secretName": "team"}}, True),
+        ({"dataset": {"sources": [{"uri": "s3://vision/b.zip"}], "secretName": "mine"}}, False),
+        ({"output": {"uri": "s3://vision/b", "secretName": "mine"}}, False),
+        ({"policy": {"drainSeconds": 9}}, False),
+        ({"resources": {"cpu": "4"}}, False),
+        ({"resources": {"env": [{"name": "A", "value": "1"}]}}, False),
+    ],
+)
+def test_a_job_that_asks_for_something_of_its_own_starts_cold(changes: dict[str, Any], takes: bool):
+    world = World()
+    world.serve(SERVICE, secretNames=["team", "other"])
+    assert standby.eligible(job_spec(**changes), world.services[SERVICE].spec) is takes
+
+
+def test_the_name_is_written_before_the_standby_is_made():
+    world = World()
+    world.serve(SERVICE, **MIN_ONE)
+    world.carry_out_service_plan(world.service_snapshot(SERVICE), crash_before=1)
+    [name] = listed(world).jobs
+    assert world.attempt_jobs == {}
+    world.settle()
+    assert list(world.attempt_jobs) == [name]
+    assert (status(world).standby_instances, status(world).instances) == (0, 1)
+    world.warm(name)
+    world.settle()
+    assert status(world).standby_instances == 1
+    assert admission.occupied(world.service_snapshot(SERVICE)) == frozenset()
+
+
+def test_a_job_takes_a_warm_instance_over():
+    world = warm_world()
+    [name] = world.attempt_jobs
+    world.tick(500)
+    world.apply("a")
+    world.settle()
+    [attempt] = world.status("a").attempts
+    assert (attempt.job_name, attempt.standby, attempt.pod_name) == (name, True, f"{name}-x")
+    assert attempt.start_time == world.now
+    pod = world.pods[f"{name}-x"]
+    assert world.attempt_jobs[name].owner_uid == world.jobs["a"].metadata.uid
+    assert pod.labels["trainyard.dev/job"] == "a"
+    assert pod.active_deadline_seconds == 500 + 3600
+    assert len(admission.occupied(world.service_snapshot(SERVICE))) == 1
+    assert world.report("a", Phase.TRAINING)
+    world.settle()
+    assert world.status("a").state is JobState.RUNNING
+    world.end_pod(world.pods[f"{name}-x"], 0, published())
+    world.settle()
+    assert world.status("a").state is JobState.SUCCEEDED
+    assert len(listed(world).jobs) == 1  # another is made in its place
+    assert listed(world).jobs != (name,)
+
+
+def test_two_jobs_never_take_the_same():
+    world = warm_world(1, scaling={"maxInstances": 3})
+    for name in "ab":
+        world.apply(name)
+    world.settle()
+    attempts = [world.status(name).attempts[0] for name in "ab"]
+    assert sorted(attempt.standby for attempt in attempts) == [False, True]
+    assert len({attempt.job_name for attempt in attempts}) == 2
+
+
+@pytest.mark.parametrize("crash", [0, 1, 2, 3])
+def test_a_hand_over_that_is_cut_short_goes_on(crash: int):
+    world = warm_world()
+    world.apply("a")
+    for _ in range(6):
+        world.reconcile("a", crash_before=crash)
+        world.reconcile_service()
+    world.settle()
+    [attempt] = world.status("a").attempts
+    assert (attempt.standby, attempt.end_time) == (True, None)
+    assert world.pods[attempt.pod_name or ""].labels["trainyard.dev/job"] == "a"
+
+
+def test_a_standby_that_dies_while_it_is_handed_over_costs_nothing():
+    world = warm_world()
+    world.apply("a")
+    world.reconcile("a")
+    world.reconcile_service()
+    world.reconcile("a", crash_before=1)  # in the ledger, and no further
+    [name] = [a.job_name for a in world.status("a").attempts]
+    world.pods.clear()
+    del world.attempt_jobs[name]
+    world.settle()
+    world.tick(60)
+    world.settle()
+    first, second = world.status("a").attempts
+    assert (first.cause, first.charged) == (Cause.INTERRUPTED, False)
+    assert second.number == 2
+
+
+def test_what_a_stopped_job_was_given_is_taken_away_and_replaced():
+    world = warm_world()
+    world.apply("a")
+    world.reconcile("a")
+    world.reconcile_service()
+    assert world.services[SERVICE].status.admission.jobs[0].standby is not None  # type: ignore[union-attr]
+    world.apply("a", suspend=True)
+    world.settle()
+    world.kubelet()
+    world.settle()
+    assert world.status("a").attempts == ()
+    assert len(listed(world).jobs) == 1
+    assert sorted(world.attempt_jobs) == sorted(listed(world).jobs)
+
+
+def test_one_that_ends_by_itself_is_replaced_after_a_growing_delay_and_shows_on_the_service():
+    world = World()
+    world.serve(SERVICE, **MIN_ONE)
+    waits: list[float] = []
+    for _ in range(3):
+        world.settle()
+        [name] = listed(world).jobs
+        world.warm(name)
+        world.end_pod(world.pods[f"{name}-x"], 79, "no GPU is visible on node-0")
+        world.settle()
+        assert listed(world).jobs == ()
+        assert degraded(world) == (
+            "True",
+            "CrashLoop",
+            f"Standby pod {name}-x ended with exit code 79: no GPU is visible on node-0",
+        )
+        began = world.now
+        while not listed(world).jobs:
+            world.tick(5)
+            world.settle()
+        waits.append((world.now - began).total_seconds())
+    assert waits == [10, 20, 40]
+    world.warm(listed(world).jobs[0])
+    world.tick(61)
+    world.settle()
+    assert (listed(world).failures, degraded(world)[0]) == (0, "False")
+
+
+def test_one_that_is_evicted_is_replaced():
+    world = warm_world()
+    [name] = world.attempt_jobs
+    target = ObjectCondition("DisruptionTarget", "True", "EvictionByEvictionAPI", "evicting")
+    world.change(world.pods[f"{name}-x"], conditions=(target,))
+    world.end_pod(world.pods[f"{name}-x"], 0)
+    world.tick(61)
+    world.settle()
+    world.tick(61)
+    world.settle()
+    assert listed(world).jobs != (name,)
+    assert len(listed(world).jobs) == 1
+
+
+def test_one_that_does_not_get_warm_is_replaced_with_the_diagnosis():
+    world = World()
+    world.serve(SERVICE, execution={"startTimeoutSeconds": 60}, **MIN_ONE)
+    world.settle()
+    world.tick(61)
+    world.settle()
+    assert "did not get warm" in degraded(world)[2]
+    assert world.attempt_jobs == {}
+
+
+def test_one_of_an_old_image_is_replaced_at_once():
+    world = warm_world()
+    [old] = world.attempt_jobs
+    world.template = "two"
+    world.settle()
+    assert listed(world).failures == 0
+    assert old not in listed(world).jobs
+    assert list(world.attempt_jobs) == list(listed(world).jobs)
+
+
+def test_an_execution_that_starts_cold_makes_room_where_the_maximum_is_reached():
+    world = warm_world(1, scaling={"maxInstances": 1})
+    world.apply("a", resources={"cpu": "4"})
+    world.settle()
+    assert world.status("a").attempts[0].standby is False
+    assert listed(world).jobs == ()
+
+
+def test_a_surplus_is_kept_until_it_was_idle_for_long_enough():
+    world = warm_world(2, scaling={"maxInstances": 4, "idleSeconds": 300})
+    world.serve(SERVICE, scaling={"minInstances": 1, "maxInstances": 4, "idleSeconds": 300})
+    world.settle()
+    assert len(listed(world).jobs) == 2
+    plan = standby.plan_standby(world.service_snapshot(SERVICE), (), 0)
+    assert plan.look_again_at == world.now + timedelta(seconds=300)
+    world.tick(300)
+    world.settle()
+    world.kubelet()
+    world.settle()
+    assert len(listed(world).jobs) == len(world.attempt_jobs) == 1
+
+
+@pytest.mark.parametrize("change", [{"paused": True}, {"scaling": {"maxInstances": 0}}])
+def test_a_closed_service_makes_none(change: dict[str, Any]):
+    world = World()
+    world.serve(SERVICE, **{"scaling": {"minInstances": 1}} | change)
+    world.settle()
+    assert world.attempt_jobs == {}
+
+
+def test_a_repeated_look_changes_nothing():
+    world = warm_world(2)
+    before = status(world)
+    world.reconcile_service()
+    assert status(world) == before

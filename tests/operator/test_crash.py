@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from trainyard_api.run import Intake as IntakeAddress
 from trainyard_operator import tls
-from trainyard_operator.cluster import JOBS, LEASES, TRAINING_BUDGETS, Cluster
+from trainyard_operator.cluster import JOBS, LEASES, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
 from trainyard_operator.events import Recorder
 from trainyard_operator.intake import PATH, Intake, serve, server_context
 from trainyard_operator.metrics import Metrics
@@ -253,3 +253,35 @@ async def test_a_standby_takes_reports_and_takes_over_when_the_leader_dies(
         leader.kill()
         standby.kill()
     assert (status["state"], len(status["attempts"])) == ("Succeeded", 1)
+
+
+async def test_an_operator_that_dies_after_every_write_hands_a_warm_instance_over(
+    api: Cluster, namespace: str, nodes: tuple[str, ...]
+):
+    yard = Yard(api, namespace, None)
+    await yard.service("warm", scaling={"minInstances": 1, "maxInstances": 1}, execution={"backoffSeconds": 0})
+
+    async def is_warm() -> bool:
+        status = (await api.get(TRAINING_SERVICES, namespace, "warm")).get("status") or {}
+        return status.get("standbyInstances") == 1
+
+    async def succeeded_and_replaced() -> bool:
+        return (await yard.status("taker"))["state"] == "Succeeded" and await is_warm()
+
+    async with taking_reports(api) as address:
+        await lives(api, namespace, address, is_warm)
+        [first] = await api.list_all(JOBS, namespace)
+        await yard.job("taker", service="warm")
+        deaths = await lives(api, namespace, address, succeeded_and_replaced)
+    assert deaths >= 8
+    [attempt] = (await yard.status("taker"))["attempts"]
+    assert (attempt["standby"], attempt["jobName"], attempt["jobUID"], attempt["cause"]) == (
+        True,
+        first["metadata"]["name"],
+        first["metadata"]["uid"],
+        "Completed",
+    )
+    # The one that was taken, and the one in its place: none was made twice, and none was lost on the way.
+    jobs = await api.list_all(JOBS, namespace)
+    owners = sorted(owner["kind"] for job in jobs for owner in job["metadata"]["ownerReferences"])
+    assert owners == ["TrainingJob", "TrainingService"]

@@ -1,5 +1,6 @@
 """The process: RunSpec in, exit code and termination message out.
 
+    TRAINYARD_STANDBY=file python -m trainyard_trainer     waits for its RunSpec, warm
     python -m trainyard_trainer            reads /etc/trainyard/run.json, or the file that TRAINYARD_RUN_SPEC names
 
 SIGTERM sets a flag; the training finishes its step, saves, uploads, and the process exits with 75.
@@ -20,13 +21,14 @@ from types import FrameType
 
 from pydantic import ValidationError
 from trainyard_api.report import ExitCode, Result
-from trainyard_api.run import RunSpec
+from trainyard_api.run import STANDBY_ENV, RunSpec
 
 from trainyard_trainer import history
 from trainyard_trainer.attempt import failed, new_folder, run_attempt
 from trainyard_trainer.errors import BadSpec, DiskFull, Interrupted, TrainerError
 from trainyard_trainer.mirror import LOG, Mirror
 from trainyard_trainer.report import Reporter, write_termination_message
+from trainyard_trainer.standby import wait_for_work
 from trainyard_trainer.store import Storage
 
 DEFAULT_SPEC = "/etc/trainyard/run.json"
@@ -53,15 +55,23 @@ class StopFlag:
 
 def main() -> None:
     stop = StopFlag()
-    stop.install()
+    started: float | None = None
     try:
-        spec = read_spec(Path(os.environ.get("TRAINYARD_RUN_SPEC", DEFAULT_SPEC)))
-    except BadSpec as error:
+        if STANDBY_ENV in os.environ:
+            spec = wait_for_work()
+            if spec is None:
+                sys.exit(ExitCode.DONE)
+            started = time.monotonic()
+            stop.install()
+        else:
+            stop.install()
+            spec = read_spec(Path(os.environ.get("TRAINYARD_RUN_SPEC", DEFAULT_SPEC)))
+    except TrainerError as error:
         result = failed(error, {})
         write_termination_message(result)
         print(json.dumps({"event": "result", **result.to_dict()}), flush=True)
         sys.exit(result.exit_code)
-    sys.exit(run(spec, stop).exit_code)
+    sys.exit(run(spec, stop, started).exit_code)
 
 
 def read_spec(path: Path) -> RunSpec:

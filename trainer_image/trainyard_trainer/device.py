@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from trainyard_api.architectures import ARCHITECTURES
-from trainyard_api.run import RunSpec
+from trainyard_api.run import RunSpec, StandbySpec
 from trainyard_api.training import Precision
 
 from trainyard_trainer.errors import BadSpec, GPUMissing
@@ -16,7 +16,7 @@ from trainyard_trainer.errors import BadSpec, GPUMissing
 ALLOW_CPU = "TRAINYARD_ALLOW_CPU"
 
 
-def choose_device(spec: RunSpec) -> torch.device:
+def choose_device(spec: RunSpec | StandbySpec) -> torch.device:
     """The GPU when one was asked for, else the CPU. Raises GPUMissing rather than training silently on a CPU."""
     if spec.gpus == 0:
         return torch.device("cpu")

@@ -1,0 +1,106 @@
+"""A trainer that was started before there is work for it: it gets warm, says so, and waits on the intake for a RunSpec.
+
+Warm means that what takes seconds is done: torch (and torchvision where the architecture needs it), the training modules and the
+storage client are imported, CUDA is initialised. The pod's readiness probe looks for the file that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from importlib import import_module
+from pathlib import Path
+
+from pydantic import ValidationError
+from trainyard_api.run import STANDBY_ENV, STANDBY_WARM_FILE, RunSpec, StandbySpec
+
+from trainyard_trainer.errors import BadSpec
+
+WAIT_SECONDS = 40.0
+"""Longer than the intake lets one question wait."""
+PAUSE_SECONDS = 0.5
+MAX_RUN_SPEC_BYTES = 1024 * 1024
+MODULES = (
+    "trainyard_trainer.work",
+    "trainyard_trainer.start",
+    "trainyard_trainer.export",
+    "trainyard_trainer.store_s3",
+)
+
+
+def wait_for_work() -> RunSpec | None:
+    """The RunSpec, once there is one; None when this instance is not needed any more. SIGTERM ends the process with 0.
+
+    Raises BadSpec, GPUMissing, and what an import raises.
+    """
+    # Nothing has begun that would have to be saved.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    spec = read_standby(Path(os.environ[STANDBY_ENV]))
+    began = time.monotonic()
+    warm_up(spec)
+    _say("warm", seconds=round(time.monotonic() - began, 1))
+    Path(os.environ.get("TRAINYARD_WARM_FILE", STANDBY_WARM_FILE)).touch()
+    return _ask(spec)
+
+
+def read_standby(path: Path) -> StandbySpec:
+    """Raises BadSpec with file and field."""
+    try:
+        return StandbySpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadSpec(f"{path} ({STANDBY_ENV}) cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadSpec(f"{path} is not valid at {where}: {first['msg']}.") from error
+
+
+def warm_up(spec: StandbySpec) -> None:
+    """Do now what a training would wait for. Raises GPUMissing."""
+    import torch
+
+    from trainyard_trainer.device import choose_device
+
+    device = choose_device(spec)
+    torch.ones(1, device=device).sum().item()
+    for module in MODULES:
+        import_module(module)
+    if not spec.architecture.startswith(("yard-", "private/")):
+        import_module("torchvision")
+
+
+def _ask(spec: StandbySpec) -> RunSpec | None:
+    intake = spec.intake
+    context = ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None
+    secure = [urllib.request.HTTPSHandler(context=context)] if context else []
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *secure)
+    url = intake.url.replace("/v1/reports", "/v1/standby")
+    while True:
+        try:
+            # Read anew each time: the kubelet renews it.
+            token = Path(intake.token_path).read_text(encoding="utf-8").strip()
+            request = urllib.request.Request(url, data=b"{}", method="POST")  # noqa: S310 the operator's own address
+            request.add_header("Authorization", f"Bearer {token}")
+            with opener.open(request, timeout=WAIT_SECONDS) as answer:
+                if answer.status == 200:
+                    return RunSpec.model_validate_json(answer.read(MAX_RUN_SPEC_BYTES))
+            continue  # nothing for a while: ask again at once
+        except urllib.error.HTTPError as error:
+            with error:
+                said = error.read(500).decode(errors="replace")
+            _say("no work", status=error.code, message=said)
+            if error.code == 410:
+                return None
+        except OSError as error:
+            _say("no answer", message=f"{intake.url} does not answer: {error}")
+        time.sleep(PAUSE_SECONDS)
+
+
+def _say(event: str, **more: object) -> None:
+    print(json.dumps({"event": event, **more}), file=sys.stderr, flush=True)

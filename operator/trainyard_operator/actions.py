@@ -8,7 +8,7 @@ from trainyard_api import API_VERSION
 from trainyard_api.run import Intake
 from trainyard_api.trainingservice import ScalingType
 
-from trainyard_operator import manifests
+from trainyard_operator import manifests, standby_manifests
 from trainyard_operator.cache import Cache
 from trainyard_operator.cluster import (
     JOBS,
@@ -99,7 +99,7 @@ class Actions:
             await self._cluster.delete(JOBS, namespace, action.name, uid=action.uid)
             return
         owner = manifests.Owner(service.metadata.name, namespace, service.metadata.uid)
-        body = manifests.standby_job(owner, action.name, service.spec, self._intake(), self._settings)
+        body = standby_manifests.standby_job(owner, action.name, service.spec, self._intake(), self._settings)
         created, _ = await self._cluster.create_or_adopt(JOBS, body)
         self._watch.arrived(self._caches.attempt_jobs, created)
 
@@ -111,7 +111,7 @@ class Actions:
         if scaling.type is ScalingType.AUTOSCALE and not scaling.min_instances and service.status.standby is None:
             return ""
         try:
-            return manifests.standby_digest(service.metadata.name, service.spec, self._intake(), self._settings)
+            return standby_manifests.standby_digest(service.metadata.name, service.spec, self._intake(), self._settings)
         except manifests.ManifestError as error:
             logger.warning("%s/%s: no standby: %s", service.metadata.namespace, service.metadata.name, error)
             return ""
@@ -121,12 +121,12 @@ class Actions:
         namespace, attempt = job.metadata.namespace, action.attempt
         owner = manifests.Owner(job.metadata.name, namespace, job.metadata.uid)
         service_name = service_name_of(job.spec)
-        to_job = manifests.taken_job(owner, service_name, action, self._intake())
+        to_job = standby_manifests.taken_job(owner, service_name, action, self._intake())
         news = await self._patch_taken(JOBS, self._caches.attempt_jobs, namespace, attempt.job_name, to_job)
         held = self._caches.attempt_jobs.get((namespace, attempt.job_name))
         if held is None or held.owner_uid != owner.uid or attempt.pod_name is None:
             return news  # gone, or another's: the next look sees it
-        to_pod = manifests.taken_pod(owner, service_name, action)
+        to_pod = standby_manifests.taken_pod(owner, service_name, action)
         return await self._patch_taken(PODS, self._caches.pods, namespace, attempt.pod_name, to_pod) or news
 
     async def _patch_taken(

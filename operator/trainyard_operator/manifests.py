@@ -5,30 +5,22 @@ Environment, command and arguments expand `$(VAR)`, so no user text goes there, 
 The pod passes the `restricted` Pod Security Standard and holds one token, bound to it and to the intake's audience.
 """
 
-import hashlib
-import json
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trainyard_api import GROUP
-from trainyard_api.dataset import Dataset, Source
 from trainyard_api.execution import Instance
 from trainyard_api.report import NEVER_RETRIED, TOKEN_AUDIENCE
 from trainyard_api.run import (
     RUN_SPEC_ANNOTATION,
     RUN_SPEC_ENV,
     RUN_SPEC_FILE,
-    STANDBY_ANNOTATION,
-    STANDBY_ENV,
-    STANDBY_FILE,
-    STANDBY_WARM_FILE,
     Intake,
     RunSpec,
-    StandbySpec,
 )
-from trainyard_api.trainingjob import Output, TrainingJobSpec
+from trainyard_api.trainingjob import TrainingJobSpec
 from trainyard_api.trainingservice import TrainingServiceSpec
 
 from trainyard_operator.decide.model import (
@@ -39,10 +31,8 @@ from trainyard_operator.decide.model import (
     LABEL_MODEL,
     LABEL_RUN,
     LABEL_SERVICE,
-    LABEL_STANDBY,
     TRAINER_CONTAINER,
     CreateJob,
-    HandOver,
 )
 from trainyard_operator.settings import Settings
 
@@ -100,8 +90,8 @@ def attempt_job(
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": pod_failure_policy(),
         "template": {
-            "metadata": {"labels": labels, "annotations": POD_ANNOTATIONS | {RUN_SPEC_ANNOTATION: _run_spec_text(run)}},
-            "spec": _pod_spec(
+            "metadata": {"labels": labels, "annotations": POD_ANNOTATIONS | {RUN_SPEC_ANNOTATION: run_spec_text(run)}},
+            "spec": pod_spec(
                 job,
                 service,
                 create.instance,
@@ -125,99 +115,6 @@ def attempt_job(
         },
         "spec": spec,
     }
-
-
-def standby_job(owner: Owner, name: str, service: TrainingServiceSpec, intake: Intake, settings: Settings) -> Object:
-    """The batch/v1 Job of a warm instance, owned by its service, that waits for a RunSpec. Raises `ManifestError`.
-
-    The pod is that of an attempt that asks for nothing of its own, without a deadline: it may wait for as long as it takes.
-    """
-    template = _standby_template(owner.name, service, intake, settings)
-    digest = _digest(template)
-    template["metadata"]["labels"] |= {LABEL_STANDBY: digest}
-    # Not blocking the service's deletion: that would need a right over the service.
-    reference = owner.reference | {"kind": "TrainingService", "blockOwnerDeletion": False}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "name": name,
-            "namespace": owner.namespace,
-            "labels": template["metadata"]["labels"],
-            "ownerReferences": [reference],
-        },
-        "spec": {
-            "backoffLimit": 0,
-            "completions": 1,
-            "parallelism": 1,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": pod_failure_policy(),
-            "template": template,
-        },
-    }
-
-
-def standby_digest(service_name: str, service: TrainingServiceSpec, intake: Intake, settings: Settings) -> str:
-    """What a standby is made of, as a label's value: another image, instance, Secret or authority is another one."""
-    return _digest(_standby_template(service_name, service, intake, settings))
-
-
-def taken_job(owner: Owner, service_name: str, taken: HandOver, intake: Intake) -> list[Object]:
-    """The JSON Patch that makes a standby's Job the attempt's, where it still is the service's."""
-    run = taken.run.model_copy(update={"intake": intake})
-    labels = attempt_labels(owner, service_name, run)
-    return [
-        {"op": "test", "path": "/metadata/uid", "value": taken.attempt.job_uid},
-        {"op": "test", "path": "/metadata/ownerReferences/0/uid", "value": taken.service_uid},
-        {"op": "replace", "path": "/metadata/ownerReferences/0", "value": owner.reference},
-        {"op": "replace", "path": "/metadata/labels", "value": labels},
-        {"op": "add", "path": "/metadata/annotations", "value": {RUN_SPEC_ANNOTATION: _run_spec_text(run)}},
-    ]
-
-
-def taken_pod(owner: Owner, service_name: str, taken: HandOver) -> list[Object]:
-    """The JSON Patch that labels a standby's pod as the attempt's, and gives it its deadline."""
-    labels = attempt_labels(owner, service_name, taken.run)
-    added = (LABEL_JOB, LABEL_JOB_UID, LABEL_MODEL, LABEL_RUN, LABEL_ATTEMPT)
-    return [
-        {"op": "test", "path": "/metadata/uid", "value": taken.attempt.pod_uid},
-        *(
-            {"op": "add", "path": f"/metadata/labels/{label.replace('/', '~1')}", "value": labels[label]}
-            for label in added
-        ),
-        {"op": "add", "path": "/spec/activeDeadlineSeconds", "value": taken.active_deadline_seconds},
-    ]
-
-
-def _standby_template(service_name: str, service: TrainingServiceSpec, intake: Intake, settings: Settings) -> Object:
-    spec = StandbySpec(intake=intake, architecture=service.architecture, gpus=service.instance.gpus)
-    plain = TrainingJobSpec(
-        architecture=service.architecture,
-        dataset=Dataset(sources=(Source(uri="s3://none/"),)),
-        output=Output(uri="s3://none"),
-    )
-    pod = _pod_spec(plain, service, service.instance, service.execution.drain_seconds, None, settings)
-    container = pod["containers"][0]
-    own = {"name": STANDBY_ENV, "value": STANDBY_FILE}
-    container["env"] = [own if variable["name"] == RUN_SPEC_ENV else variable for variable in container["env"]]
-    container["readinessProbe"] = {
-        "exec": {"command": ["cat", STANDBY_WARM_FILE]},
-        "periodSeconds": 2,
-        "timeoutSeconds": 5,
-    }
-    pod["volumes"][0] = _annotation_volume(STANDBY_FILE, STANDBY_ANNOTATION)
-    labels = {
-        "app.kubernetes.io/name": "trainyard-trainer",
-        "app.kubernetes.io/managed-by": "trainyard",
-        LABEL_SERVICE: service_name,
-        LABEL_ARCHITECTURE: service.architecture.replace("/", "."),
-    }
-    annotations = POD_ANNOTATIONS | {STANDBY_ANNOTATION: spec.model_dump_json(by_alias=True, exclude_none=True)}
-    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod}
-
-
-def _digest(template: Object) -> str:
-    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def attempt_labels(owner: Owner, service_name: str, run: RunSpec) -> dict[str, str]:
@@ -267,7 +164,8 @@ POD_ANNOTATIONS = {
 }
 
 
-def _run_spec_text(run: RunSpec) -> str:
+def run_spec_text(run: RunSpec) -> str:
+    """The RunSpec as an annotation. Raises `ManifestError` when it is larger than a pod can be told."""
     text = run.model_dump_json(by_alias=True, exclude_none=True)
     if len(text.encode()) > MAX_RUN_SPEC_BYTES:
         raise ManifestError(
@@ -277,7 +175,7 @@ def _run_spec_text(run: RunSpec) -> str:
     return text
 
 
-def _pod_spec(
+def pod_spec(
     job: TrainingJobSpec,
     service: TrainingServiceSpec,
     instance: Instance,
@@ -285,6 +183,7 @@ def _pod_spec(
     deadline_seconds: int | None,
     settings: Settings,
 ) -> Object:
+    """The pod of one execution; its first volume shows what it is told. Raises `ManifestError`."""
     machine = _machine_type(instance, settings)
     volumes, mounts = _volumes(job, service, instance, settings)
     image = job.resources.image or service.image or settings.trainer_image
@@ -399,7 +298,7 @@ def _volumes(
     # Files of a volume belong to fsGroup; where the platform chooses the user, they must be readable to anyone in the pod.
     mode = 0o440 if settings.run_as_user is not None else 0o444
     volumes: list[Object] = [
-        _annotation_volume(RUN_SPEC_FILE, RUN_SPEC_ANNOTATION),
+        annotation_volume(RUN_SPEC_FILE, RUN_SPEC_ANNOTATION),
         {
             "name": "token",
             "projected": {
@@ -436,7 +335,7 @@ def _volumes(
     return volumes, mounts
 
 
-def _annotation_volume(file: str, annotation: str) -> Object:
+def annotation_volume(file: str, annotation: str) -> Object:
     """The volume, first of the pod, whose file shows an annotation."""
     item = {"path": posixpath.basename(file), "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}
     return {"name": "run-spec", "downwardAPI": {"defaultMode": 0o444, "items": [item]}}

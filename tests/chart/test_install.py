@@ -121,6 +121,7 @@ def test_the_operator_may_do_its_work_and_no_more(release: Release, people: str)
         ("create", OURS + "trainingservices"),
         ("create", OURS + "modelversions"),
         ("create", "batch/jobs"),
+        ("patch", "batch/jobs"),
         ("patch", "pods"),
         ("delete", "pods"),
         ("list", "nodes"),
@@ -133,6 +134,8 @@ def test_the_operator_may_do_its_work_and_no_more(release: Release, people: str)
         ("create", "pods"),
         ("update", "pods"),
         ("create", "pods:exec"),
+        ("update", "batch/jobs"),
+        ("update", OURS + "trainingservices:finalizers"),
         ("create", "serviceaccounts:token"),
         ("patch", OURS + "trainingjobs"),
         ("patch", OURS + "trainingservices"),
@@ -238,3 +241,40 @@ def test_the_operators_pod_passes_the_restricted_standard(cluster: Cluster, name
         "spec": deployment["spec"]["template"]["spec"] | {"serviceAccountName": "default"},
     }
     cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+
+
+def test_a_standby_s_job_may_become_an_attempt_s_and_nothing_more(release: Release, namespace: str):
+    def owner(kind: str, group: str = "trainyard.dev/v1alpha1") -> dict[str, object]:
+        return {"apiVersion": group, "kind": kind, "name": "warm", "uid": "1", "controller": True}
+
+    def change(name: str, *operations: dict[str, object]) -> None:
+        command = ("-n", namespace, "patch", "job", name, "--type=json", "-p", json.dumps(operations))
+        release.cluster.kubectl(*command, *as_operator(release))
+
+    pod = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "local/shell"}]}
+    ours = {"trainyard.dev/service": "s", "trainyard.dev/standby": "1", "team": "a"}
+    for name, labels, group in (("warm", ours, "trainyard.dev/v1alpha1"), ("foreign", ours, "example.com/v1")):
+        job = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, "labels": labels, "ownerReferences": [owner("TrainingService", group)]},
+            "spec": {"suspend": True, "template": {"spec": pod}},
+        }
+        release.cluster.kubectl("-n", namespace, "create", "-f", "-", stdin=json.dumps(job))
+    taken = [
+        {"op": "replace", "path": "/metadata/ownerReferences/0", "value": owner("TrainingJob")},
+        {"op": "replace", "path": "/metadata/labels", "value": {"trainyard.dev/service": "s", "trainyard.dev/job": "j", "team": "a"}},
+        {"op": "add", "path": "/metadata/annotations", "value": {"trainyard.dev/run-spec": "{}"}},
+    ]  # fmt: skip
+    change("warm", *taken)
+    refused = [
+        ("warm", {"op": "replace", "path": "/spec/suspend", "value": False}, "spec or finalizers"),
+        ("warm", {"op": "replace", "path": "/metadata/ownerReferences/0/apiVersion", "value": "v1"}, "belong to"),
+        ("warm", {"op": "add", "path": "/metadata/annotations/a", "value": "b"}, "annotations of a Job"),
+        ("warm", {"op": "replace", "path": "/metadata/labels/team", "value": "b"}, "begin with trainyard.dev/"),
+        ("foreign", taken[0], "belong to"),
+    ]
+    for name, operation, said in refused:
+        with pytest.raises(CommandError, match="denied request") as error:
+            change(name, operation)
+        assert said in error.value.stderr

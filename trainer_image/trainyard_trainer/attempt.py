@@ -71,7 +71,7 @@ def run_attempt(spec: RunSpec, stop: StopFlag, started: float, reporter: Reporte
         told: Future[tuple[Result | None, Parent | None, Prepared | None]] = pool.submit(
             _before_torch, attempt, output, size
         )
-        _import_torch(spec.architecture)
+        import_torch(spec.architecture)
         before, parent, prepared = told.result()
     if before is not None:
         return before
@@ -158,8 +158,8 @@ def _amount(phase: Phase, done: int, total: int) -> str:
     return f"{done} of {total} images"
 
 
-def _import_torch(architecture: str) -> None:
-    """While the data is fetched: what the first step needs."""
+def import_torch(architecture: str) -> None:
+    """What the first step needs: while the data is fetched, or before there is work."""
     # OpenMP reads it when torch is loaded. Threads that spin while they wait made a step nine times slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import trainyard_trainer.assemble  # noqa: F401

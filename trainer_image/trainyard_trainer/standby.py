@@ -1,7 +1,7 @@
 """A trainer that was started before there is work for it: it gets warm, says so, and waits on the intake for a RunSpec.
 
-Warm means that what takes seconds is done: torch (and torchvision where the architecture needs it), the training modules and the
-storage client are imported, CUDA is initialised. The pod's readiness probe looks for the file that says so.
+Warm means that what takes seconds is done: torch, the architecture's own module (which brings torchvision where it needs it), the
+training modules and the storage client are imported, CUDA is initialised. The pod's readiness probe looks for the file that says so.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from importlib import import_module
 from pathlib import Path
 
 from pydantic import ValidationError
+from trainyard_api.architectures import ARCHITECTURES
 from trainyard_api.run import STANDBY_ENV, STANDBY_WARM_FILE, RunSpec, StandbySpec
 
+from trainyard_trainer.attempt import import_torch
 from trainyard_trainer.errors import BadSpec
 
 WAIT_SECONDS = 40.0
@@ -63,16 +65,15 @@ def read_standby(path: Path) -> StandbySpec:
 
 def warm_up(spec: StandbySpec) -> None:
     """Do now what a training would wait for. Raises GPUMissing."""
+    if spec.architecture in ARCHITECTURES:
+        import_torch(spec.architecture)
     import torch
 
     from trainyard_trainer.device import choose_device
 
-    device = choose_device(spec)
-    torch.ones(1, device=device).sum().item()
+    torch.ones(1, device=choose_device(spec)).sum().item()
     for module in MODULES:
         import_module(module)
-    if not spec.architecture.startswith(("yard-", "private/")):
-        import_module("torchvision")
 
 
 def _ask(spec: StandbySpec) -> RunSpec | None:

@@ -63,7 +63,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 # Changing and deleting is held to those of TrainingServices by the ValidatingAdmissionPolicy.
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete] # patch: a standby's Job becomes that of the attempt that takes it
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch, delete]

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from trainyard_api.report import Phase
 from trainyard_api.trainingbudget import Reservation
 from trainyard_api.trainingjob import JobState
+from trainyard_api.trainingservice import Scaling
 from trainyard_operator.decide import admission, lifecycle
 from trainyard_operator.decide.budget import charged_seconds
 from trainyard_operator.decide.model import (
+    LABEL_STANDBY,
     BudgetSnapshot,
     JobPlan,
     JobSnapshot,
@@ -62,7 +64,7 @@ class Play:
             "drainSeconds": 30,
         }
         self.world.limit("team", trainingMinutes=BUDGET_MINUTES, period="Total")
-        self.world.serve(SERVICE, scaling={"maxInstances": CAPACITY}, execution=execution)
+        self.world.serve(SERVICE, scaling={"maxInstances": CAPACITY, "minInstances": 1}, execution=execution)
         for priority, name in enumerate(NAMES):
             self.world.apply(name, policy={"priority": priority % 2})
 
@@ -81,6 +83,7 @@ class Play:
             events += [lambda name=name: self._reconcile(name, n)] * 2
             events += self._by_user(name, n)
             events += self._in_cluster(name, n)
+        events += [lambda name=name: world.warm(name) for name in self._cold()]
         if self.old_jobs:
             events.append(lambda: self._old_leader(n))
         return events
@@ -112,6 +115,11 @@ class Play:
         events += [lambda: world.end(name, code, "something", oom), lambda: world.succeed(name)]
         events += [lambda: self._evict(name), lambda: self._delete_child(name)]
         return events
+
+    def _cold(self) -> list[str]:
+        """Names of the standby Jobs whose pod does not run yet."""
+        pods = [p for p in self.world.pods.values() if LABEL_STANDBY in p.labels and not p.over and p.node is None]
+        return [pod.owner_name or "" for pod in pods]
 
     # --- how it happens ---------------------------------------------------------------------------------------------------
 
@@ -230,6 +238,8 @@ class Play:
             world.settle()
             world.tick(70)
             world.kubelet()
+            for name in self._cold():
+                world.warm(name)
             for name in list(world.jobs):
                 pod = world.live_pod(name)
                 if pod and pod.node is None:
@@ -241,6 +251,7 @@ class Play:
                 break
         for name, job in world.jobs.items():
             assert job.status.state in TERMINAL, (name, job.status.state, job.status.reason, job.status.message)
+        world.serve(SERVICE, **mended.model_copy(update={"scaling": Scaling(idle_seconds=0)}).to_dict())
         for _ in range(3):
             world.tick(world.defaults.keep_finished_seconds + 1)
             world.settle()

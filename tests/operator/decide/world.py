@@ -233,7 +233,7 @@ class World:
             pod = Metadata(NAMESPACE, f"{action.name}-x", self._uid("pod"), 1, self.now)
             self.pods[pod.name] = AttemptPod(pod, labels, made.metadata.uid, action.name)
 
-    def _hand_over(self, job: JobView, action: HandOver, steps: int = 2) -> bool:
+    def _hand_over(self, job: JobView, action: HandOver) -> bool:
         """As the API server takes it: the Job's owner is tested, the pod's deadline only goes down."""
         held = self.attempt_jobs.get(action.attempt.job_name)
         if held is None or held.metadata.uid != action.attempt.job_uid:

@@ -1,0 +1,119 @@
+"""A trainer that waits, warm, for its RunSpec: the real process against a server that answers as the intake does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainyard_api.run import RUN_SPEC_ENV, STANDBY_ENV
+from trainyard_api.run import Intake as IntakeAddress
+
+from tests.trainer.runs import dataset, run_spec
+
+
+class Intake:
+    """Answers `/v1/standby` with 204 until it has work, and keeps the reports."""
+
+    def __init__(self) -> None:
+        self.work: str | None = None
+        self.gone = False
+        self.asked = 0
+        self.reports: list[tuple[float, dict[str, Any]]] = []
+        self.came = threading.Condition()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                code, text = outer.answer(self.path, body)
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1/reports"
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
+        with self.came:
+            self.came.notify_all()
+            if path == "/v1/reports":
+                self.reports.append((time.monotonic(), body))
+                return 200, "{}"
+            assert path == "/v1/standby"
+            self.asked += 1
+            if self.gone:
+                return 410, json.dumps({"reason": "NoSuchPod"})
+            if self.work is None:
+                self.came.wait_for(lambda: self.work is not None or self.gone, 0.3)
+                return 204, ""
+            return 200, self.work
+
+    def until(self, condition: Any, seconds: float = 120) -> None:
+        with self.came:
+            assert self.came.wait_for(condition, seconds), "it never came"
+
+
+@pytest.fixture
+def intake() -> Iterator[Intake]:
+    made = Intake()
+    yield made
+    made.http.shutdown()
+
+
+def standby(intake: Intake, folder: Path, **more: Any) -> subprocess.Popen[bytes]:
+    (folder / "token").write_text("secret")
+    told = {"intake": {"url": intake.url, "tokenPath": str(folder / "token")}, "architecture": "yard-nano"} | more
+    (folder / "standby.json").write_text(json.dumps(told))
+    environment = {key: value for key, value in os.environ.items() if key != RUN_SPEC_ENV} | {
+        STANDBY_ENV: str(folder / "standby.json"),
+        "TRAINYARD_WARM_FILE": str(folder / "warm"),
+        "TRAINYARD_TERMINATION_LOG": str(folder / "termination"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen([sys.executable, "-m", "trainyard_trainer"], env=environment)
+
+
+@pytest.mark.training
+def test_a_warm_trainer_trains_as_soon_as_it_has_its_spec(intake: Intake, tmp_path: Path):
+    process = standby(intake, tmp_path)
+    intake.until(lambda: intake.asked >= 2)
+    assert (tmp_path / "warm").exists()
+    spec = run_spec(tmp_path, dataset(tmp_path, 20), training={"steps": 5000, "batchSize": 4})
+    told = spec.model_copy(update={"intake": IntakeAddress(url=intake.url, token_path=str(tmp_path / "token"))})
+    with intake.came:
+        given = time.monotonic()
+        intake.work = told.model_dump_json(by_alias=True)
+        intake.came.notify_all()
+    intake.until(lambda: any(report["phase"] == "Training" for _, report in intake.reports))
+    began = next(at for at, report in intake.reports if report["phase"] == "Training")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75
+    result = json.loads((tmp_path / "termination").read_text())
+    assert result["checkpointStep"] >= 1
+    # Nothing that takes seconds is left to do: the data is read, and the first step taken.
+    assert began - given < 10
+
+
+def test_a_trainer_that_is_not_needed_any_more_ends(intake: Intake, tmp_path: Path):
+    intake.gone = True
+    assert standby(intake, tmp_path).wait(120) == 0
+
+
+def test_a_trainer_without_the_gpu_that_it_should_warm_up_says_so(intake: Intake, tmp_path: Path):
+    process = standby(intake, tmp_path, gpus=1)
+    assert process.wait(120) == 79
+    assert "a GPU was asked for" in json.loads((tmp_path / "termination").read_text())["message"]
+    assert intake.asked == 0

@@ -147,7 +147,7 @@ def test_the_operator_has_no_right_to_secrets_exec_or_everything():
     )
     assert not any("*" in verbs | set(key) for key, verbs in granted.items())
     assert "update" not in granted["", "pods"]
-    assert granted["", "nodes"] == {"get", "list", "watch"}
+    assert granted["", "nodes"] == {"list", "watch"}
 
 
 def test_its_own_secret_and_lease_are_named():

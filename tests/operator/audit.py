@@ -39,7 +39,11 @@ def requests(log: Path, start: int = 0) -> Iterator[Request]:
                 return  # being written
             event = json.loads(line)
             ref = event.get("objectRef")
-            if event["stage"] != "ResponseComplete" or ref is None:
+            # A watch that is still open has been answered, too.
+            answered = event["stage"] == "ResponseComplete" or (
+                event["stage"] == "ResponseStarted" and event["verb"] == "watch"
+            )
+            if not answered or ref is None:
                 continue
             sub = ref.get("subresource")
             yield Request(

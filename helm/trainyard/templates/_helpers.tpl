@@ -50,7 +50,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [get, list, watch]
 - apiGroups: [trainyard.dev]
   resources: [trainingjobs/status, trainingservices/status, trainingbudgets/status, modelversions/status]
-  verbs: [get, patch]
+  verbs: [patch]
 - apiGroups: [trainyard.dev]
   resources: [trainingjobs] # ttlSecondsAfterFinished
   verbs: [delete]

@@ -14,6 +14,7 @@ from trainyard_operator.cluster import (
     JOBS,
     MODEL_VERSIONS,
     PODS,
+    SERVICES,
     TRAINING_JOBS,
     TRAINING_SERVICES,
     Cluster,
@@ -31,6 +32,7 @@ from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_MODEL,
     Action,
+    CreateHeadless,
     CreateJob,
     CreateService,
     CreateStandby,
@@ -77,6 +79,9 @@ class Actions:
                 if service is None:
                     raise manifests.ManifestError("the service is gone; the attempt starts when it is there again")
                 return await self._create_job(job, service, action)
+            case CreateHeadless():
+                owner = manifests.Owner(action.service_name, namespace, action.service_uid)
+                await self._cluster.create_or_adopt(SERVICES, manifests.headless_service(owner, action.name))
             case HandOver():
                 return await self._hand_over(job, action)
             case LowerDeadline():

@@ -83,6 +83,7 @@ def attempt_job(
     """The batch/v1 Job of one attempt. Raises `ManifestError`."""
     run = create.run.model_copy(update={"intake": intake})
     labels = attempt_labels(owner, service_name, run)
+    subdomain = run.rendezvous.host.split(".")[1] if run.rendezvous else ""
     spec: Object = {
         "backoffLimit": 0,
         "completions": 1,
@@ -101,6 +102,14 @@ def attempt_job(
             ),
         },
     }
+    if create.instance.nodes > 1:
+        # One gang: the pods are named by their index, and one that fails ends them all.
+        spec |= {
+            "completionMode": "Indexed",
+            "completions": create.instance.nodes,
+            "parallelism": create.instance.nodes,
+        }
+        spec["template"]["spec"]["subdomain"] = subdomain
     if queue := service.queue.kueue_queue_name:
         labels = labels | {"kueue.x-k8s.io/queue-name": queue}
         spec["suspend"] = True
@@ -114,6 +123,22 @@ def attempt_job(
             "ownerReferences": [owner.reference],
         },
         "spec": spec,
+    }
+
+
+def headless_service(owner: Owner, name: str) -> Object:
+    """The Service of a multi-node TrainingService: it gives pods names, before they are ready too, and forwards nothing."""
+    reference = owner.reference | {"kind": "TrainingService", "blockOwnerDeletion": False}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": {"app.kubernetes.io/managed-by": "trainyard", LABEL_SERVICE: owner.name},
+            "ownerReferences": [reference],
+        },
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {LABEL_SERVICE: owner.name}},
     }
 
 

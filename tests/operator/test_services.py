@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from trainyard_operator.cluster import JOBS, PODS, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
+from trainyard_operator.cluster import JOBS, PODS, SERVICES, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
 from tests.operator.harness import FAKE_TRAINER, Operator, Yard
@@ -144,3 +144,26 @@ async def test_a_warm_instance_takes_a_job_over_and_is_replaced(yard: Yard):
     await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("standbyInstances") == 1)
     await yard.patch_service("warm", scaling__minInstances=0, scaling__idleSeconds=0)
     await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("instances") == 0)
+
+
+async def test_a_gang_meets_trains_together_and_ends_together(yard: Yard):
+    await yard.service("gang", instance={"gpus": 0, "nodes": 2, "cpu": "10m", "memory": "64Mi"})
+    # The second node of the first attempt fails: the first one is ended too, and one attempt is charged.
+    plan = {
+        "name": "FAKE_TRAINER",
+        "value": json.dumps([{"steps": 1, "hang": True, "rank": 1, "code": 3}, {"steps": 3}]),
+    }
+    await yard.patch_service("gang", env=[{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}, plan])
+    await yard.job("together", service="gang")
+    status = await yard.finished("together")
+    assert status["state"] == "Succeeded"
+    assert [(a["cause"], a["charged"]) for a in status["attempts"]] == [("Error", True), ("Completed", False)]
+    assert "exit code 3" in status["attempts"][0]["message"]
+    pods = await yard.api.list_all(PODS, yard.namespace, labels="trainyard.dev/job=together,trainyard.dev/attempt=2")
+    assert {pod["status"]["phase"] for pod in pods} == {"Succeeded"}
+    assert sorted(pod["spec"]["hostname"] for pod in pods) == ["together-r0-a2-0", "together-r0-a2-1"]
+    assert status["attempts"][1]["podName"].startswith("together-r0-a2-0-")
+    [headless] = await yard.api.list_all(SERVICES, yard.namespace)
+    assert (headless["spec"]["clusterIP"], headless["metadata"]["ownerReferences"][0]["name"]) == ("None", "gang")
+    service = await yard.object_until(TRAINING_SERVICES, "gang", lambda s: s["running"] == 0)
+    assert service["instances"] == 0

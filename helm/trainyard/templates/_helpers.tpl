@@ -67,6 +67,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, patch, delete]
+# Headless Services: names for the pods of one training over several nodes.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, create]
 # Written, and read for why a pod does not start.
 - apiGroups: [""]
   resources: [events]

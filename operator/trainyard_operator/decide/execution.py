@@ -28,7 +28,7 @@ from trainyard_operator.decide.model import (
     HandOver,
     LowerDeadline,
 )
-from trainyard_operator.decide.start import create_job
+from trainyard_operator.decide.start import create_headless, create_job
 from trainyard_operator.decide.versions import with_version
 
 TRAINING_PHASES = frozenset(
@@ -73,14 +73,17 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     update: dict[str, object] = {}
     if job is not None:
         update["job_uid"] = job.metadata.uid
-    if pods:
-        pod = min(pods, key=lambda pod: pod.index)
+    gang = case.instance.nodes
+    whole = sum(_has_run(pod) for pod in pods) >= gang
+    if (first := min(pods, key=lambda pod: pod.index, default=None)) and (gang == 1 or first.index == 0):
+        pod = first  # the one that reports
         update |= {"pod_name": pod.metadata.name, "pod_uid": pod.metadata.uid, "node": pod.node or attempt.node}
         if container := pod.trainer:
             ended = container.terminated
             started = container.running_since or (ended.started_at if ended else None)
             # (That of a standby is when it was taken.)
-            update["start_time"] = attempt.start_time or started
+            # A gang has started when all of it runs: until then its time to start goes on.
+            update["start_time"] = attempt.start_time or (started if whole else None)
             update["image"] = container.image_id or attempt.image
     progress = draft.status.progress
     if progress is not None and progress.phase in TRAINING_PHASES and attempt.training_start_time is None:
@@ -274,7 +277,7 @@ def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         made = create_job(case, draft.status, attempt)
     except Contradiction as wrong:
         return draft.say(JobState.PREPARING, "ServiceMismatch", f"The attempt cannot start: {wrong}.")
-    return draft.say(JobState.PREPARING, "Starting", "The Job is being created.").act(made)
+    return draft.say(JobState.PREPARING, "Starting", "The Job is being created.").act(*create_headless(case), made)
 
 
 def _hand_over(case: Case, draft: Draft, attempt: Attempt) -> Draft:

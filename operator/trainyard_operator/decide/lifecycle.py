@@ -21,6 +21,7 @@ from trainyard_operator.decide.failure import End as AttemptEnd
 from trainyard_operator.decide.failure import classify_end
 from trainyard_operator.decide.model import (
     Action,
+    CreateHeadless,
     CreateJob,
     CreateService,
     CreateVersion,
@@ -46,6 +47,7 @@ from trainyard_operator.status import TERMINAL, render_job, success_message
 ORDER: tuple[type[Action], ...] = (
     CreateService,
     CreateVersion,
+    CreateHeadless,
     CreateJob,
     HandOver,
     LowerDeadline,

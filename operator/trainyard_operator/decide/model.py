@@ -425,6 +425,15 @@ class CreateStandby:
 
 
 @dataclass(frozen=True)
+class CreateHeadless:
+    """Make the headless Service below which the pods of gangs find each other; one that is there already is fine."""
+
+    name: str
+    service_name: str
+    service_uid: str
+
+
+@dataclass(frozen=True)
 class HandOver:
     """Give a standby's Job and pod to the attempt: owner, labels and RunSpec of the Job, then labels and deadline of the pod, then
     the intake answers the pod. Each step is repeated without harm; what is gone or another's ends the attempt by what is
@@ -472,6 +481,7 @@ Action = (
     CreateService
     | CreateVersion
     | WriteVersionStatus
+    | CreateHeadless
     | CreateJob
     | HandOver
     | LowerDeadline

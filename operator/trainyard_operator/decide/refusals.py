@@ -16,6 +16,7 @@ from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, Subject, diagnose_denial
 from trainyard_operator.decide.model import (
     Action,
+    CreateHeadless,
     CreateJob,
     CreateService,
     CreateVersion,
@@ -27,10 +28,11 @@ from trainyard_operator.decide.model import (
 from trainyard_operator.status import AS_ASKED, TERMINAL
 
 LONGEST_WAIT_SECONDS = 30
-MAKES = (CreateService, CreateVersion, CreateJob, HandOver)
+MAKES = (CreateService, CreateVersion, CreateHeadless, CreateJob, HandOver)
 
 KINDS: dict[str, tuple[str, str]] = {
     "CreateJob": ("create Job", "jobs.batch"),
+    "CreateHeadless": ("create Service", "services"),
     "HandOver": ("hand over Job", "jobs.batch"),
     "CreateVersion": ("create ModelVersion", "modelversions.trainyard.dev"),
     "CreateService": ("create TrainingService", "trainingservices.trainyard.dev"),

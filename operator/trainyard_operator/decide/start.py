@@ -7,13 +7,15 @@ from trainyard_api.execution import Instance
 from trainyard_api.modelversion import VersionState
 from trainyard_api.resolve import Attempt as AttemptFacts
 from trainyard_api.resolve import Contradiction, planned_drain, run_spec, start_of
-from trainyard_api.run import RunSpec, Start
+from trainyard_api.run import Rendezvous, RunSpec, Start
 from trainyard_api.storage import attempt_uri, run_uri, version_name
 from trainyard_api.trainingjob import Attempt, TrainingJobStatus, Weights
 from trainyard_api.trainingservice import TrainingServiceSpec, default_service_name
 
 from trainyard_operator.decide.case import Case, run_attempts
-from trainyard_operator.decide.model import CreateJob, CreateService, VersionView
+from trainyard_operator.decide.model import CreateHeadless, CreateJob, CreateService, Metadata, VersionView
+
+MAX_SERVICE_NAME = 50
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,34 @@ def create_job(case: Case, status: TrainingJobStatus, attempt: Attempt) -> Creat
         raise Contradiction(start.message)
     timeout = attempt.timeout_seconds or case.execution.timeout_seconds
     execution = case.execution.model_copy(update={"timeout_seconds": timeout})
+    meeting = f"{attempt.job_name}-0.{headless_name(case.snapshot.service.metadata)}.{case.namespace}.svc"
+    several = case.instance.nodes > 1
     return CreateJob(
         attempt=attempt,
         run=_run_spec(case, case.snapshot.service.spec, status, attempt, start).model_copy(
-            update={"timeout_seconds": timeout, "drain_seconds": planned_drain(execution)}
+            update={
+                "timeout_seconds": timeout,
+                "drain_seconds": planned_drain(execution),
+                "rendezvous": Rendezvous(host=meeting) if several else None,
+            }
         ),
         instance=case.instance,
         execution=execution,
         active_deadline_seconds=execution.start_timeout_seconds + execution.timeout_seconds,
     )
+
+
+def create_headless(case: Case) -> tuple[CreateHeadless, ...]:
+    """What a gang needs before its Job: names for its pods."""
+    service = case.snapshot.service
+    if service is None or case.instance.nodes == 1:
+        return ()
+    return (CreateHeadless(headless_name(service.metadata), service.metadata.name, service.metadata.uid),)
+
+
+def headless_name(service: Metadata) -> str:
+    """Name of the headless Service of a TrainingService: a label that begins with a letter, of its own for each."""
+    return f"nodes-{service.name[:MAX_SERVICE_NAME].rstrip('-')}-{service.uid[:4].rstrip('-')}"
 
 
 def resolve_start(case: Case) -> Start | Blocker:

@@ -16,6 +16,7 @@ from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceSt
 from trainyard_operator.decide import admission, budget, lifecycle, service
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
+    LABEL_COMPLETION_INDEX,
     LABEL_JOB,
     LABEL_JOB_UID,
     LABEL_RUN,
@@ -344,15 +345,16 @@ class World:
             Metadata(NAMESPACE, name, self._uid("bj"), 1, self.now), labels, job.metadata.uid, start_time=self.now
         )
         self.attempt_jobs[name] = made
-        pod_metadata = Metadata(NAMESPACE, f"{name}-x", self._uid("pod"), 1, self.now)
-        self.pods[pod_metadata.name] = AttemptPod(
-            pod_metadata,
-            labels,
-            made.metadata.uid,
-            name,
-            active_deadline_seconds=action.active_deadline_seconds,
-            grace_seconds=action.execution.drain_seconds,
-        )
+        for index in range(action.instance.nodes):
+            pod_metadata = Metadata(NAMESPACE, f"{name}-x{index or ''}", self._uid("pod"), 1, self.now)
+            self.pods[pod_metadata.name] = AttemptPod(
+                pod_metadata,
+                labels | ({LABEL_COMPLETION_INDEX: str(index)} if action.instance.nodes > 1 else {}),
+                made.metadata.uid,
+                name,
+                active_deadline_seconds=action.active_deadline_seconds,
+                grace_seconds=action.execution.drain_seconds,
+            )
         return True
 
     # --- what Kubernetes does -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ is told by FAKE_TRAINER: a JSON list with an object for each attempt, the last o
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def main() -> int:
     spec = wait_for_work() if STANDBY in os.environ else json.loads(Path(os.environ["TRAINYARD_RUN_SPEC"]).read_text())
     plans = json.loads(os.environ.get("FAKE_TRAINER", "[{}]"))
     plan = plans[min(spec.get("attempt", 1), len(plans)) - 1]
+    if rank := int(os.environ.get("JOB_COMPLETION_INDEX", "0")):
+        return follow(spec, plan, rank)
     trainer = Trainer(spec, plan)
 
     def stop(*_: object) -> None:
@@ -38,6 +41,7 @@ def main() -> int:
         return trainer.train()
     except Stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        trainer.part()
         return trainer.end(75, "Interrupted", "SIGTERM: the checkpoint is saved")
 
 
@@ -67,6 +71,24 @@ def wait_for_work() -> dict:
             time.sleep(0.5)
 
 
+def follow(spec: dict, plan: dict, rank: int) -> int:
+    """A node that is not the first: it meets the first one and stays for as long as that trains."""
+    meeting = spec["rendezvous"]["host"], spec["rendezvous"]["port"]
+    while True:
+        try:
+            with socket.create_connection(meeting, timeout=2) as first:
+                print(json.dumps({"event": "met", "rank": rank, "host": meeting[0]}), flush=True)
+                if plan.get("rank") == rank:
+                    time.sleep(0.5)
+                    return plan["code"]
+                first.settimeout(None)
+                first.recv(1)
+                return 0
+        except OSError as error:
+            print(json.dumps({"event": "nobody there yet", "error": str(error)}), flush=True)
+            time.sleep(0.2)
+
+
 def opener(intake: dict) -> urllib.request.OpenerDirector:
     context = ssl.create_default_context(cadata=intake["caPem"]) if intake.get("caPem") else None
     handlers = [urllib.request.ProxyHandler({})] + ([urllib.request.HTTPSHandler(context=context)] if context else [])
@@ -88,6 +110,7 @@ class Trainer:
             json.dumps({"event": "start", "attempt": self.spec["attempt"], "resumeFrom": self.spec.get("resumeFrom")})
         )
         self.report("Fetching", must=True)
+        self.meet()
         for _ in range(self.steps):
             time.sleep(plan.get("pause", 0.05))
             self.step += 1
@@ -103,6 +126,18 @@ class Trainer:
         if code := plan.get("exit", 0):
             return self.end(code, plan.get("reason", "Error"), plan.get("message", "told to fail"))
         return self.end(0, "Completed", "trained")
+
+    def meet(self) -> None:
+        """Wait for the other nodes; their connections are closed at the end."""
+        self.others: list[socket.socket] = []
+        if self.spec.get("nodes", 1) > 1:
+            address = socket.gethostbyname(self.spec["rendezvous"]["host"])
+            with socket.create_server((address, self.spec["rendezvous"]["port"])) as server:
+                self.others = [server.accept()[0] for _ in range(self.spec["nodes"] - 1)]
+
+    def part(self) -> None:
+        for other in getattr(self, "others", ()):
+            other.close()
 
     def end(self, code: int, reason: str, message: str) -> int:
         result = {
@@ -120,6 +155,7 @@ class Trainer:
             result |= {"manifestURI": f"{run}/manifest.json", "metrics": {"mAP50": 0.9}, "labels": ["circle", "square"]}
             result |= {"artifacts": [{"name": "model.onnx", "uri": f"{run}/a1/model.onnx", "size": 1}]}
         result = {key: value for key, value in result.items() if value is not None}
+        self.part()
         if self.plan.get("silent") is None:
             self.report("Done", must=True, result=result)
         Path("/dev/termination-log").write_text(json.dumps(result))

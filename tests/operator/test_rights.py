@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
-from trainyard_operator.cluster import TRAINING_BUDGETS, TRAINING_JOBS, Cluster
+from trainyard_operator.cluster import TRAINING_BUDGETS, TRAINING_JOBS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
 from tests.chart.chart import render
@@ -30,6 +30,7 @@ RARE = {
     ("", "events", "patch"): "the same",
     ("", "pods", "get"): "a pod that the ledger knows and the watch has not shown",
     ("batch", "jobs", "get"): "a Job that is there already, to be adopted; one that the watch has not shown",
+    ("", "services", "get"): "a headless Service that is there already",
     ("trainyard.dev", "modelversions", "get"): "a version that is there already, or was changed meanwhile",
     ("trainyard.dev", "trainingservices", "get"): "a service that somebody else has just made or changed",
     ("trainyard.dev", "trainingbudgets", "get"): "a budget that was changed meanwhile",
@@ -125,7 +126,8 @@ async def installed(
 
 
 async def an_ordinary_day(yard: Yard) -> None:
-    """A default service, a retry, a stop and a resume, an abort, a time to live, a budget, an image that is not there."""
+    """A default service, a retry, a stop and a resume, an abort, a time to live, a budget, an image that is
+    not there, a warm instance that is taken, a gang."""
     budget = {"apiVersion": "trainyard.dev/v1alpha1", "kind": "TrainingBudget"}
     metadata = {"namespace": yard.namespace, "name": "team"}
     await yard.api.create(
@@ -137,13 +139,23 @@ async def an_ordinary_day(yard: Yard) -> None:
     await yard.job("stopped", {"steps": 1, "hang": True}, {})
     await yard.job("aborted", {"steps": 1, "hang": True}, policy={"drainSeconds": 60})
     await yard.job("unpulled", {}, resources={"image": "registry.example/none:1"})
+    await yard.service("warm", scaling={"minInstances": 1, "maxInstances": 1})
+    await yard.job("gang", {"steps": 1}, resources={"nodes": 2})
     await yard.until("stopped", "Running")
     await yard.edit("stopped", suspend=True)
     await yard.until("aborted", "Running")
     await yard.edit("aborted", end="Abort")
     await yard.until("stopped", "Stopped")
     await yard.edit("stopped", suspend=False)
-    for name, state in (("stopped", "Succeeded"), ("retried", "Succeeded"), ("aborted", "Aborted")):
+    await yard.object_until(TRAINING_SERVICES, "warm", lambda status: status.get("standbyInstances") == 1)
+    await yard.job("taker", service="warm")
+    for name, state in (
+        ("taker", "Succeeded"),
+        ("gang", "Succeeded"),
+        ("stopped", "Succeeded"),
+        ("retried", "Succeeded"),
+        ("aborted", "Aborted"),
+    ):
         await yard.until(name, state)
     await yard.until("unpulled", lambda status: status.get("reason") == "ImagePull")
     await yard.gone("aborted")

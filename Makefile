@@ -92,6 +92,10 @@ lock: ## renew the lock file within the ranges of pyproject.toml
 bench-data: setup ## what one image costs on its way into a batch
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/data.py
 
+.PHONY: bench-dataset
+bench-dataset: setup ## reading datasets: from zip, prefix and S3, and training under a memory cap (ARGS="--mib 256 --parts check")
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/dataset.py $(ARGS)
+
 .PHONY: bench-apply
 bench-apply: setup ## apply → Job created, apply → first training step
 	$(BIN)/python bench/operator/apply.py

@@ -2,7 +2,9 @@
 
 import hashlib
 import http.server
+import io
 import os
+import random
 import resource
 import threading
 from collections.abc import Iterator
@@ -10,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from boto3.s3.transfer import TransferConfig
 from trainyard_trainer import store_s3
 from trainyard_trainer.errors import BadData, BadSpec, DiskFull, Interrupted, StorageRefused, StorageUnreachable
 from trainyard_trainer.fetch import fetch
 from trainyard_trainer.store import Storage, parse
 from trainyard_trainer.store_file import whole_file
+from trainyard_trainer.store_s3 import S3
 
 from tests.trainer.conftest import Bucket, free_port
 from tests.trainer.vocfiles import good, load_uri, zipped
@@ -104,6 +108,26 @@ def test_a_download_in_parts_is_whole_and_reports_progress(
     assert seen[-1] == (len(data), len(data))
     assert len(seen) == 3
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["big.bin"]
+
+
+@pytest.mark.parametrize("part", [None, 5 << 20, 6 << 20])
+def test_a_download_that_arrives_damaged_is_found_by_its_etag(
+    bucket: Bucket, tmp_path: Path, monkeypatch, part: int | None
+):
+    data = random.Random(1).randbytes(17 << 20)
+    if part is None:
+        bucket.put("a", data)
+    else:
+        transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part)
+        bucket.client.upload_fileobj(io.BytesIO(data), bucket.name, "a", Config=transfer)
+    assert ("-" in bucket.client.head_object(Bucket=bucket.name, Key="a")["ETag"]) == (part is not None)
+    bucket.storage().download(f"{bucket.uri}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+    read = S3.read
+    monkeypatch.setattr(S3, "read", lambda *args: read(*args)[:-1] + b"x")
+    with pytest.raises(StorageUnreachable, match=r"/a arrived damaged: its MD5 is .*; fetch it again"):
+        bucket.storage().download(f"{bucket.uri}/a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_large_upload_in_parts_arrives_whole(bucket: Bucket, tmp_path: Path):

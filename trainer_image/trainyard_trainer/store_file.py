@@ -112,7 +112,7 @@ class Files:
 
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator:
-    """A binary file for writing that gets its name when the block ends well. Its space is taken first.
+    """A binary file for writing (and reading back) that gets its name when the block ends well. Its space is taken first.
 
     Raises DiskFull with path and bytes needed.
     """
@@ -120,7 +120,7 @@ def whole_file(path: Path, size: int) -> Iterator:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _part(path)
-        with part.open("xb") as file:
+        with part.open("x+b") as file:
             if size:
                 os.posix_fallocate(file.fileno(), 0, size)
             yield file

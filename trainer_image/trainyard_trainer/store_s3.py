@@ -59,6 +59,42 @@ _REASONS = {
 }
 
 
+class ETag:
+    """The ETag of content that comes piece by piece: its MD5, or for an upload in parts the MD5 of the parts' MD5s and their number."""
+
+    def __init__(self, part: int | None) -> None:
+        """`part` is the size of every part but the last, None for an object that was put at once."""
+        self._part, self._room = part, part or 0
+        self._now, self._parts = _md5(), list[bytes]()
+
+    def update(self, data: bytes) -> None:
+        if self._part is None:
+            self._now.update(data)
+            return
+        rest = memoryview(data)
+        while rest:
+            self._now.update(rest[: self._room])
+            taken, rest = min(self._room, len(rest)), rest[self._room :]
+            self._room -= taken
+            if self._room == 0:
+                self._close(self._part)
+
+    def etag(self) -> str:
+        if self._part is None:
+            return self._now.hexdigest()
+        if self._room < self._part:
+            self._close(self._part)
+        return f"{_md5(b''.join(self._parts)).hexdigest()}-{len(self._parts)}"
+
+    def _close(self, part: int) -> None:
+        self._parts.append(self._now.digest())
+        self._now, self._room = _md5(), part
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
 class S3:
     """One client for all threads. Every call raises `Transient` or a TrainerError."""
 
@@ -150,9 +186,18 @@ class S3:
                     done += length
                     context.progress(done, stat.size)
 
-            for _ in concurrently(fetch, range(0, stat.size, PART), THREADS):
+            # What has arrived without a gap is hashed here, while the rest is on its way.
+            check, arrived, hashed = self._checksum(at, head), set[int](), 0
+            for start, _ in concurrently(fetch, range(0, stat.size, PART), THREADS):
                 context.check()
-            self._check_md5(at, Path(file.name), head)
+                arrived.add(start)
+                while check is not None and hashed in arrived:
+                    check.update(os.pread(file.fileno(), PART, hashed))
+                    hashed += PART
+            if check is not None and (found := check.etag()) != stat.etag:
+                raise StorageUnreachable(
+                    f"{at} arrived damaged: its MD5 is {found}, storage says {stat.etag}; fetch it again."
+                )
         return stat
 
     def put(self, at: Location, data: bytes) -> None:
@@ -205,17 +250,20 @@ class S3:
             for upload in (upload for page in pages for upload in page.get("Uploads", ())):
                 self._client.abort_multipart_upload(Bucket=at.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-    @staticmethod
-    def _check_md5(at: Location, path: Path, head: Mapping[str, Any]) -> None:
-        """The ETag of an object that was put in one piece is its MD5, unless a key of one's own encrypts it."""
-        etag = head["ETag"].strip('"')
+    def _checksum(self, at: Location, head: Mapping[str, Any]) -> ETag | None:
+        """What computes the object's ETag from its content, where that can be: not with a key of one's own, nor for parts of unknown size."""
+        etag = re.fullmatch("[0-9a-f]{32}(?:-([0-9]+))?", head["ETag"].strip('"'))
         encrypted = head.get("ServerSideEncryption") not in (None, "AES256") or head.get("SSECustomerAlgorithm")
-        if encrypted or not re.fullmatch("[0-9a-f]{32}", etag):
-            return
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found != etag:
-            raise StorageUnreachable(f"{at} arrived damaged: its MD5 is {found}, storage says {etag}; fetch it again.")
+        if etag is None or encrypted:
+            return None
+        if etag[1] is None:
+            return ETag(None)
+        try:
+            first = self._client.head_object(Bucket=at.bucket, Key=at.key, PartNumber=1)["ContentLength"]
+        except (errors.ClientError, errors.BotoCoreError, HTTPError):
+            return None
+        # A storage that does not know of parts answers with the whole; one put together from unequal ones cannot be told.
+        return ETag(first) if first and -(-head["ContentLength"] // first) == int(etag[1]) else None
 
     @contextmanager
     def _explained(self, at: Location) -> Iterator[None]:

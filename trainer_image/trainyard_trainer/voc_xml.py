@@ -93,7 +93,8 @@ def clean_label(text: str | None, line: int | None) -> str:
     label = unicodedata.normalize("NFC", (text or "").strip())
     if not label:
         raise Problem("LabelMissing", "an object without a <name>", line)
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") for character in label):
+    plain = label.isascii() and label.isprintable()
+    if not plain and any(unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn") for character in label):
         raise Problem("LabelUnreadable", f"the label {label!r} has control characters", line)
     if len(label) > MAX_LABEL:
         raise Problem(
@@ -121,7 +122,7 @@ def number(text: str | None, name: str, line: int | None) -> float:
 
 def check_normalised(box: Box, line: int | None) -> None:
     """Raises Problem for a box whose coordinates are shares of the image."""
-    if all(0 <= value <= 1 for value in box) and any(value != int(value) for value in box):
+    if max(box) <= 1 and min(box) >= 0 and any(value != int(value) for value in box):
         raise Problem(
             "BoxNormalised",
             f"the box {tuple(round(v, 4) for v in box)} is in shares of the image (0 to 1); Pascal VOC boxes are pixels:"
@@ -131,7 +132,7 @@ def check_normalised(box: Box, line: int | None) -> None:
 
 
 def flag(text: str | None) -> bool:
-    return (text or "").strip().lower() in ("1", "true", "yes", "1.0")
+    return text is not None and text.strip().lower() in ("1", "true", "yes", "1.0")
 
 
 def outline(points: list[tuple[float, float]]) -> Box:
@@ -171,36 +172,49 @@ def _line_of(data: bytes, what: bytes) -> int:
 def _object(element: etree._Element) -> tuple[RawObject, bool]:
     """The object, and whether its box was guessed from a polygon. Boxes of parts are children of <part> and not looked at."""
     line = element.sourceline
-    bndbox = element.find("bndbox")
-    label = clean_label(element.findtext("name"), line)
+    # One pass over the children: `find` for each of them is half of the time that a dataset takes to read.
+    parts = _children(element)
+    bndbox = parts.get("bndbox")
+    label = clean_label(_text(parts, "name"), line)
     if bndbox is not None:
         line = bndbox.sourceline
-        x1, y1, x2, y2 = (_coordinate(bndbox, name) for name in ("xmin", "ymin", "xmax", "ymax"))
+        corners = _children(bndbox)
+        x1, y1, x2, y2 = (_coordinate(corners, name, line) for name in ("xmin", "ymin", "xmax", "ymax"))
         box = (x1, y1, x2, y2)
         check_normalised(box, line)
     else:
-        box = outline(_polygon(element, line))
-    raw = RawObject(
-        label,
-        box,
-        flag(element.findtext("difficult")),
-        flag(element.findtext("truncated")),
-        flag(element.findtext("occluded")),
-        int(line or 0),
-    )
-    return raw, bndbox is None
+        box = outline(_polygon(parts.get("polygon"), line))
+    difficult, truncated, occluded = (flag(_text(parts, name)) for name in ("difficult", "truncated", "occluded"))
+    return RawObject(label, box, difficult, truncated, occluded, int(line or 0)), bndbox is None
 
 
-def _coordinate(bndbox: etree._Element, name: str) -> float:
-    element = bndbox.find(name)
+def _children(element: etree._Element) -> dict[str, etree._Element]:
+    """The first child of each name."""
+    found: dict[str, etree._Element] = {}
+    for child in element:
+        found.setdefault(child.tag, child)
+    return found
+
+
+def _text(parts: dict[str, etree._Element], name: str) -> str | None:
+    element = parts.get(name)
+    return None if element is None else element.text
+
+
+def _coordinate(corners: dict[str, etree._Element], name: str, line: int | None) -> float:
+    element = corners.get(name)
     if element is None:
-        raise Problem("CoordinateMissing", f"the box has no <{name}>", bndbox.sourceline)
-    return number(element.text, name, element.sourceline)
+        raise Problem("CoordinateMissing", f"the box has no <{name}>", line)
+    text = element.text
+    try:
+        value = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return number(text, name, element.sourceline)
+    return value if math.isfinite(value) else number(text, name, element.sourceline)
 
 
-def _polygon(element: etree._Element, line: int | None) -> list[tuple[float, float]]:
+def _polygon(polygon: etree._Element | None, line: int | None) -> list[tuple[float, float]]:
     """Points written as <pt><x/><y/></pt> (LabelMe) or <x1/><y1/><x2/><y2/>..."""
-    polygon = element.find("polygon")
     if polygon is None:
         raise Problem("BoxMissing", "an object without <bndbox>", line)
     points = [

@@ -1,9 +1,9 @@
-"""`model evaluate`: a detector's ONNX file against any dataset: metrics, a report, and its failures as a VOC zip. No torch."""
+"""`model evaluate`: ONNX files against any dataset: metrics, a report, and the failures as a VOC zip. No torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from trainyard_cli.output import table
 from trainyard_cli.storage import here
 
 if TYPE_CHECKING:
-    from trainyard_trainer.boxpage import Seen
     from trainyard_trainer.metrics import BoxScores
     from trainyard_trainer.predictor import Predictor
     from trainyard_trainer.prepare import Prepared
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from trainyard_cli.modelsource import Found
 
+SCORES = ("mAP50", "mAP50_95", "mAP", "accuracy", "precision", "recall")
 REPORT, METRICS, FAILURES = "report.html", "metrics.json", "failures.zip"
 
 
@@ -35,85 +35,132 @@ class Judge:
         return self.sides.get(record.digest) == "train"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: numbers for `metrics.json`, sections of the report, and per scored image (its record, whether something
+    was wrong, whether something was missed)."""
+
+    numbers: dict[str, Any]
+    sections: list[Any]
+    errors: list[tuple[int, bool, bool]]
+
+
 def evaluate(found: Sequence[Found], dataset: str, to: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Scores `dataset` and writes report, metrics and failures into `to`. Returns the metrics.
 
     Each image is judged by the first version that did not train on it; those that all trained on are not scored.
     """
-    from trainyard_trainer.metrics import box_scores
+    from trainyard_cli.imageevaluation import judged_images
 
     judges = [_judge(one) for one in found]
-    labels = judges[0].predictor.contract.labels
-    prepared = _prepared(dataset, judges[0].predictor, quiet)
-    seen = look(judges, prepared, quiet)
-    held_out = [i for i, side in enumerate(seen.sides) if side != "train"]
-    if not held_out:
+    contract = judges[0].predictor.contract
+    if any(
+        (judge.predictor.contract.labels, judge.predictor.contract.task) != (contract.labels, contract.task)
+        for judge in judges
+    ):
         raise CLIError(
-            f"All {len(seen.records)} images were trained on: scores on them would say nothing. Give it others."
+            "The versions have other labels or another task: evaluate them one by one, and compare the metrics."
         )
-    scored = some(seen, held_out)
+    prepared = _prepared(dataset, judges[0].predictor, quiet)
+    turns = list(in_turns(judges, prepared, quiet))
+    scored = sum(len(turn.members) for turn in turns if not turn.trained_on)
+    if not scored:
+        raise CLIError(
+            f"All {len(prepared.dataset.records)} images were trained on: scores on them would say nothing. Give it others."
+        )
     threshold = _threshold(found[0])
-    scores = box_scores(scored.truths, scored.found, len(labels), threshold)
+    judged = judged_boxes if judges[0].predictor.finds_boxes else judged_images
+    outcome = judged(turns, prepared, contract.labels, threshold, len(found) > 1)
     told = {
         "versions": [one.version.name for one in found],
         "dataset": dataset,
-        "images": len(held_out),
-        "trainedOn": len(seen.records) - len(held_out),
+        "images": len(outcome.errors),
+        "trainedOn": len(prepared.dataset.records) - scored,
         "otherLabels": sorted(
-            {item.label for record in prepared.dataset.records for item in record.objects} - set(labels)
+            {label for record in prepared.dataset.records for label in record.labels} - set(contract.labels)
         ),
-        **_numbers(scores, labels),
+        **outcome.numbers,
     }
     to.mkdir(parents=True, exist_ok=True)
     (to / METRICS).write_text(json.dumps(told, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (to / REPORT).write_text(_report(found, told, prepared, seen, scored, scores), encoding="utf-8")
-    told["failures"] = write_failures(to / FAILURES, prepared, scored, scores.threshold)
+    (to / REPORT).write_text(_page(found, told, prepared, outcome.sections), encoding="utf-8")
+    told["failures"] = write_failures(to / FAILURES, prepared, outcome.errors)
     return told
 
 
-def look(judges: Sequence[Judge], prepared: Prepared, quiet: bool = False) -> Seen:
-    """What the versions say of every image. Side `train` means that all of them trained on it, `test` that the one who says it did not."""
+@dataclass(frozen=True)
+class Turn:
+    """Images that one version looks at, a batch at a time; `trained_on`: every version trained on them."""
+
+    judge: Judge
+    members: tuple[int, ...]
+    trained_on: bool
+
+    @property
+    def side(self) -> Side:
+        from trainyard_trainer.records import Side
+
+        return Side.TRAIN if self.trained_on else Side.TEST
+
+
+def in_turns(judges: Sequence[Judge], prepared: Prepared, quiet: bool = False) -> Iterator[Turn]:
+    """All images, each with the first version that did not train on it (else with the first of all), with a bar that shows how far."""
     from rich.console import Console
     from rich.progress import track
-    from trainyard_trainer.boxpage import Seen
-    from trainyard_trainer.metrics import truth_of
     from trainyard_trainer.predictor import in_batches
-    from trainyard_trainer.records import Side
 
-    records = prepared.dataset.records
-    chosen = [next((j for j in judges if not j.trained_on(record)), None) for record in records]
-    parts: list[Seen] = []
+    chosen = [next((j for j in judges if not j.trained_on(record)), None) for record in prepared.dataset.records]
+    turns = []
     for judge in judges:
-        members = [i for i, one in enumerate(chosen) if (one or judges[0]) is judge]
-        index = {label: i for i, label in enumerate(judge.predictor.contract.labels)}
-        batches = list(in_batches(members))
-        console = Console(stderr=True)
-        for batch in track(batches, judge.predictor.name, console=console, disable=quiet or not console.is_terminal):
-            found = judge.predictor.detections(
-                [prepared.pixels.image(i) for i in batch], [(records[i].width, records[i].height) for i in batch]
-            )
-            sides = tuple(Side.TRAIN if chosen[i] is None else Side.TEST for i in batch)
-            parts.append(Seen(tuple(batch), tuple(truth_of(records[i], index) for i in batch), tuple(found), sides))
-    return sum(parts, Seen((), (), (), ()))
+        turns += [
+            Turn(judge, tuple(batch), False) for batch in in_batches([i for i, j in enumerate(chosen) if j is judge])
+        ]
+    nobody = [i for i, j in enumerate(chosen) if j is None]
+    turns += [Turn(judges[0], tuple(batch), True) for batch in in_batches(nobody)]
+    console = Console(stderr=True)
+    yield from track(turns, "looking", console=console, disable=quiet or not console.is_terminal)
 
 
-def some(seen: Seen, members: Sequence[int]) -> Seen:
-    from trainyard_trainer.boxpage import Seen
+def judged_boxes(
+    turns: Iterable[Turn], prepared: Prepared, labels: Sequence[str], threshold: float | None, several: bool
+) -> Outcome:
+    """Of detectors."""
+    from trainyard_trainer import boxpage
+    from trainyard_trainer.metrics import box_scores, truth_of
 
-    columns = (seen.records, seen.truths, seen.found, seen.sides)
-    return Seen(*(tuple(column[i] for i in members) for column in columns))  # pyright: ignore[reportArgumentType]
+    records, index = prepared.dataset.records, {label: i for i, label in enumerate(labels)}
+    seen = scored = boxpage.Seen((), (), (), ())
+    for turn in turns:
+        sizes = [(records[i].width, records[i].height) for i in turn.members]
+        found = turn.judge.predictor.detections([prepared.pixels.image(i) for i in turn.members], sizes)
+        truths = tuple(truth_of(records[i], index) for i in turn.members)
+        part = boxpage.Seen(turn.members, truths, tuple(found), (turn.side,) * len(turn.members))
+        seen += part
+        scored = scored if turn.trained_on else scored + part
+    scores = box_scores(scored.truths, scored.found, len(labels), threshold)
+    folds = ""
+    if several:
+        unseen = len(seen.records) - len(scored.records)
+        folds = f"{len(scored.records)} images, each by a version that did not train on it, and {unseen} that all of them did."
+    told = boxpage.Told(
+        labels=labels, records=records, pixels=prepared.pixels.image, scores={"this dataset": scores}, scored=scored,
+        looked_at=seen, threshold=scores.threshold, folds=folds,
+    )  # fmt: skip
+    errors = []
+    for record, truth, found in zip(scored.records, scored.truths, scored.found, strict=True):
+        _, wrong, missed = boxpage.errors(truth, found, scores.threshold)
+        errors.append((record, wrong > 0, missed > 0))
+    return Outcome(_numbers(scores, labels), boxpage.sections(told), errors)
 
 
-def write_failures(path: Path, prepared: Prepared, scored: Seen, threshold: float) -> dict[str, int]:
+def write_failures(path: Path, prepared: Prepared, errors: Iterable[tuple[int, bool, bool]]) -> dict[str, int]:
     """A VOC zip of the images with an error, as they are annotated; its lists `missed` and `wrong` say which error. Returns counts."""
-    from trainyard_trainer.boxpage import errors
     from trainyard_trainer.voc_write import zip_writer
 
     lists: dict[str, list[str]] = {"missed": [], "wrong": []}
     failed = 0
     with zip_writer(path) as writer:
-        for i, index in enumerate(scored.records):
-            _, wrong, missed = errors(scored.truths[i], scored.found[i], threshold)
+        for index, wrong, missed in errors:
             if not wrong and not missed:
                 continue
             record = prepared.dataset.records[index]
@@ -134,13 +181,14 @@ def summary(told: dict[str, Any], to: Path) -> str:
     lines = [f"{', '.join(told['versions'])} on {told['images']} images{left_out}"]
     if told["otherLabels"]:
         lines.append(f"not among its labels, and not counted: {', '.join(told['otherLabels'])}")
-    names = ("mAP50", "mAP50_95", "precision", "recall")
+    names = [name for name in SCORES if name in told]
     rows = [("all labels", "", *(_short(told[name]) for name in names))]
-    rows += [(one["label"], one["objects"], *(_short(one[name]) for name in names)) for one in told["labels"]]
+    for one in told["labels"]:
+        rows.append((one["label"], one.get("objects", one.get("images")), *(_short(one.get(name)) for name in names)))
     failures = told["failures"]
     return "\n".join(
         [
-            *lines, "", table(("LABEL", "OBJECTS", *names), rows), "",
+            *lines, "", table(("LABEL", "EXAMPLES", *names), rows), "",
             f"{to / REPORT}", f"{to / METRICS}",
             f"{to / FAILURES}: {failures['images']} images, something missed in {failures['missed']}, wrong in {failures['wrong']}",
         ]
@@ -152,10 +200,7 @@ def _judge(found: Found) -> Judge:
 
     from trainyard_cli.predict import opened
 
-    predictor = opened(found)
-    if not predictor.finds_boxes:
-        raise CLIError(f"{found.version.name} finds no boxes ({predictor.contract.task}); evaluate scores detectors.")
-    return Judge(predictor, dict(known_from_json(found.fetch("dataset.json").read_bytes())))
+    return Judge(opened(found), dict(known_from_json(found.fetch("dataset.json").read_bytes())))
 
 
 def _prepared(dataset: str, predictor: Predictor, quiet: bool) -> Prepared:
@@ -174,13 +219,15 @@ def _prepared(dataset: str, predictor: Predictor, quiet: bool) -> Prepared:
 
     spec = Dataset.model_validate({"sources": [{"uri": dataset}]})
     storage, folder = here(), cache().parent / "datasets"
-    return prepare(spec, Task.DETECTION, storage, folder, image_size=predictor.contract.size, progress=progress)
+    return prepare(
+        spec, Task(predictor.contract.task), storage, folder, image_size=predictor.contract.size, progress=progress
+    )
 
 
 def _threshold(found: Found) -> float | None:
     """The confidence that the version's own precision and recall were measured at; None: the best one on this data."""
     metrics = found.json("metrics.json")
-    return next((metrics[side]["threshold"] for side in ("validation", "test") if side in metrics), None)
+    return next((metrics[side].get("threshold") for side in ("validation", "test") if side in metrics), None)
 
 
 def _numbers(scores: BoxScores, labels: Sequence[str]) -> dict[str, Any]:
@@ -198,28 +245,12 @@ def _numbers(scores: BoxScores, labels: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _report(
-    found: Sequence[Found], told: dict[str, Any], prepared: Prepared, seen: Seen, scored: Seen, scores: BoxScores
-) -> str:
-    from trainyard_trainer import boxpage, page
+def _page(found: Sequence[Found], told: dict[str, Any], prepared: Prepared, sections: list[Any]) -> str:
+    from trainyard_trainer import page
 
-    first = found[0].version.manifest
-    folds = ""
-    if len(found) > 1:
-        folds = f"{told['images']} images, each by a version that did not train on it, and {told['trainedOn']} that all of them did."
-    sections = boxpage.sections(
-        boxpage.Told(
-            labels=first["labels"], records=prepared.dataset.records, pixels=prepared.pixels.image,
-            scores={"this dataset": scores}, scored=scored, looked_at=seen, threshold=scores.threshold, folds=folds,
-        )
-    )  # fmt: skip
     names = ", ".join(told["versions"])
-    facts = {
-        "Versions": names,
-        "Architecture": first["architecture"],
-        "Dataset": told["dataset"],
-        "Images": told["images"],
-    }
+    architecture = found[0].version.manifest["architecture"]
+    facts = {"Versions": names, "Architecture": architecture, "Dataset": told["dataset"], "Images": told["images"]}
     data = page.dataset(json.loads(prepared.to_json()))
     return page.page(f"{names} on {told['dataset'].rsplit('/', 1)[-1] or told['dataset']}", facts, [*sections, data])
 

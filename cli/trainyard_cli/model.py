@@ -201,7 +201,7 @@ def evaluate(
     kubeconfig: Kubeconfig = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Score a detector on any dataset: metrics, a report with annotations worth a second look, failures as VOC.
+    """Score versions on any dataset: metrics, a report with annotations worth a second look, failures as VOC.
 
     Images that the version trained on are left out of the scores. With several versions, each image is shown to the first one
     that did not train on it.

@@ -13,6 +13,8 @@ from PIL import Image
 from trainyard_api.architectures import ARCHITECTURES, Task
 from trainyard_api.report import Outcome
 from trainyard_api.training import Training
+from trainyard_cli.evaluation import evaluate
+from trainyard_cli.modelsource import find
 from trainyard_trainer import image_metrics, synth
 from trainyard_trainer.assemble import build_loop
 from trainyard_trainer.attempt import Attempt
@@ -227,6 +229,7 @@ def test_a_training_makes_a_version(
     task: Task, metric: str, training: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     data, prepared = prepared_of(tmp_path, task)
     spec = run_spec(
         tmp_path, data, architecture="mobilenet-v3-small", task=task.value,
@@ -266,3 +269,10 @@ def test_a_training_makes_a_version(
     if task is Task.CLASSIFICATION:
         assert np.asarray(scores).sum(1) == pytest.approx(np.ones(3), abs=1e-5)
     assert "ONNXDiffers" not in out.getvalue()
+    page = Path(spec.run_uri.removeprefix("file://")) / "report.html"
+    assert "Annotations worth a second look" in page.read_text()
+    version = find(spec.version_uri, lambda: pytest.fail("no cluster is asked"))
+    told = evaluate([version], data.as_uri(), tmp_path / "evaluation", quiet=True)
+    assert told["images"] == len(prepared.of(Side.VALIDATION)) + len(prepared.of(Side.TEST))
+    assert told[metric] == pytest.approx(details[metric], abs=0.1)
+    assert told["failures"]["images"] <= told["images"]

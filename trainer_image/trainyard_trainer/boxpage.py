@@ -96,11 +96,11 @@ def _precision_recall(told: Told) -> Section:
     for label in np.argsort(-objects, kind="stable")[:COLOURS]:
         of = (matched.labels == label) & ~matched.ignored[:, 0]
         if objects[label] and of.any():
-            precision, recall, _ = _at_falling_scores(matched.scores[of], matched.hit[of, 0], int(objects[label]))
+            precision, recall, _ = falling_precision_recall(matched.scores[of], matched.hit[of, 0], int(objects[label]))
             highest = np.maximum.accumulate(precision[::-1])[::-1]
             curves.append(Series(told.labels[int(label)], recall.tolist(), highest.tolist()))
     counts = ~matched.ignored[:, 0]
-    precision, recall, scores = _at_falling_scores(
+    precision, recall, scores = falling_precision_recall(
         matched.scores[counts], matched.hit[counts, 0], max(1, int(objects.sum()))
     )
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
@@ -116,7 +116,10 @@ def _precision_recall(told: Told) -> Section:
     return Section("precision-recall", "Precision and recall", tag("div", charts, class_="charts"))
 
 
-def _at_falling_scores(scores: np.ndarray, hit: np.ndarray, objects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def falling_precision_recall(
+    scores: np.ndarray, hit: np.ndarray, objects: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Precision and recall of the best 1, 2, 3, … and the score that each ends at."""
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(hit[order])
     return hits / np.arange(1, len(order) + 1), hits / objects, scores[order]

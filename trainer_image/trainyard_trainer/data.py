@@ -18,6 +18,7 @@ from trainyard_api.training import Augmentation
 from trainyard_trainer import augment
 from trainyard_trainer.augment import Canvas, Draw, Size, Strengths
 from trainyard_trainer.batch import Batch
+from trainyard_trainer.image_metrics import answers
 from trainyard_trainer.paint import colours, paint, place_boxes
 from trainyard_trainer.prepare import Prepared
 from trainyard_trainer.records import Record, Side
@@ -159,17 +160,6 @@ def truth(record: Record, labels: Sequence[str]) -> Truth:
         np.array([index[item.label] for item in record.objects], np.int64),
         np.array([item.difficult for item in record.objects], bool),
     )
-
-
-def answers(records: Sequence[Record], labels: Sequence[str]) -> np.ndarray:
-    """What each image has, `[records, labels]` float32: 1 yes, 0 no, -1 does not count."""
-    index = {label: i for i, label in enumerate(labels)}
-    told = np.zeros((len(records), len(labels)), np.float32)
-    for row, record in zip(told, records, strict=True):
-        for label, value in record.tags:
-            if label in index:
-                row[index[label]] = {1: 1.0, 0: -1.0, -1: 0.0}[value]
-    return told
 
 
 def mixed_targets(canvases: Sequence[Canvas], answers: np.ndarray) -> np.ndarray:

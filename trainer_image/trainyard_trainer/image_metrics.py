@@ -3,10 +3,13 @@
 Average precision is Pascal VOC's since 2010: precision made monotone, and the area below it at *all* recalls ("all-point").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainyard_trainer.records import Record
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -55,6 +58,17 @@ class Counts:
     @property
     def micro_recall(self) -> float:
         return _total(self.hit, self.hit + self.missed)
+
+
+def answers(records: Sequence[Record], labels: Sequence[str]) -> np.ndarray:
+    """What each image has, `[records, labels]` float32: 1 yes, 0 no, -1 does not count."""
+    index = {label: i for i, label in enumerate(labels)}
+    told = np.zeros((len(records), len(labels)), np.float32)
+    for row, record in zip(told, records, strict=True):
+        for label, value in record.tags:
+            if label in index:
+                row[index[label]] = {1: 1.0, 0: -1.0, -1: 0.0}[value]
+    return told
 
 
 def class_counts(truth: Ints, predicted: Ints, labels: int) -> Counts:

@@ -8,13 +8,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from trainyard_api.run import RunSpec
 from trainyard_api.status import Warning_
 
-from trainyard_trainer import boxpage, page
+from trainyard_trainer import boxpage, imagepage, page
 from trainyard_trainer.evaluate import BoxEvaluation
 from trainyard_trainer.history import Line
+from trainyard_trainer.image_evaluate import ClassEvaluation, TagEvaluation
 from trainyard_trainer.markup import Markup, join, table, tag
 from trainyard_trainer.page import Section
 from trainyard_trainer.prepare import Prepared
@@ -42,7 +44,13 @@ def report_html(
         "Description": manifest.get("description"),
     }  # fmt: skip
     boxes = {side: one for side, one in evaluations.items() if isinstance(one, BoxEvaluation)}
-    results = boxpage.sections(_told(spec, prepared, boxes)) if boxes else _details(scored, prepared.dataset.labels)
+    images = {side: one for side, one in evaluations.items() if isinstance(one, ClassEvaluation | TagEvaluation)}
+    if boxes:
+        results = boxpage.sections(_told(spec, prepared, boxes))
+    elif images:
+        results = imagepage.sections(_image_told(prepared, images))
+    else:
+        results = _details(scored, prepared.dataset.labels)
     return page.page(
         f"{manifest['name']}: {spec.architecture}",
         facts,
@@ -99,8 +107,39 @@ def _seen(evaluation: BoxEvaluation, side: Side) -> boxpage.Seen:
     return boxpage.Seen(evaluation.records, evaluation.truths, evaluation.found, (side,) * len(evaluation.records))
 
 
+def _image_told(prepared: Prepared, evaluations: Mapping[Side, ClassEvaluation | TagEvaluation]) -> imagepage.Told:
+    labels = prepared.dataset.labels
+    names = {Side.VALIDATION: "validation", Side.TEST: "test"}
+    held_out = [side for side in names if side in evaluations] or [Side.TRAIN]
+    details = {names.get(side, "training"): evaluations[side].details(labels) for side in held_out}
+    first = evaluations[held_out[0]]
+    if len(held_out) == 2:
+        other: Any = evaluations[held_out[1]]
+        details["validation and test"] = first.joined(other).details(labels)
+    seen = {side: _image_seen(one, side) for side, one in evaluations.items()}
+    scored = seen[held_out[0]] if len(held_out) == 1 else seen[held_out[0]] + seen[held_out[1]]
+    return imagepage.Told(
+        exclusive=isinstance(first, ClassEvaluation),
+        labels=labels,
+        records=prepared.dataset.records,
+        pixels=prepared.pixels.image,
+        details=details,
+        scored=scored,
+        looked_at=scored + seen[Side.TRAIN] if Side.TRAIN in seen and Side.TRAIN not in held_out else scored,
+        threshold=first.threshold,
+    )
+
+
+def _image_seen(evaluation: ClassEvaluation | TagEvaluation, side: Side) -> imagepage.Seen:
+    if isinstance(evaluation, ClassEvaluation):
+        answers = np.eye(evaluation.found.shape[1])[evaluation.truth]
+    else:
+        answers = evaluation.answers
+    return imagepage.Seen(evaluation.records, answers, evaluation.found, (side,) * len(evaluation.records))
+
+
 def _details(scored: Mapping[Side, Evaluation], labels: Sequence[str]) -> list[Section]:
-    """For what has no boxes: the numbers of every side, every label, and the confusion matrix where there is one."""
+    """Of a task that nobody wrote sections for: the numbers of every side, every label, the confusion matrix where there is one."""
     parts: list[Markup] = []
     for side, evaluation in scored.items():
         told = evaluation.details(labels)

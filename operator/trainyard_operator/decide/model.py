@@ -359,8 +359,7 @@ class ServiceSnapshot:
     standby_jobs: tuple[AttemptJob, ...] = ()
     """Every batch/v1 Job of the service that is labelled as standby."""
     standby_template: str = ""
-    """Digest of what a standby would be made of now; empty: the service can have none (`standby_obstacle` says why)."""
-    standby_obstacle: str = ""
+    """Digest of what a standby would be made of now; empty: the service has none."""
     nodes: Mapping[str, NodeView] | None = None
     """Nodes by name; None where the operator may not read them."""
     defaults: Defaults = field(default_factory=Defaults)

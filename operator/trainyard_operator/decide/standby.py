@@ -81,6 +81,8 @@ def eligible(job: TrainingJobSpec, service: TrainingServiceSpec) -> bool:
 
 def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy: int) -> StandbyPlan:
     """What becomes of the standby instances; `batch` and `busy` are those before any is taken now."""
+    if not (snapshot.standby_template or snapshot.standby_jobs or snapshot.service.status.standby):
+        return StandbyPlan(None)  # the usual service: nothing to look through its jobs for
     old = snapshot.service.status.standby or Standby()
     taken = _taken(snapshot, batch)
     seen = [_seen(snapshot, name) for name in old.jobs if name not in taken]

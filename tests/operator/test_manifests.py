@@ -237,6 +237,38 @@ def test_the_cache_is_a_folder_of_the_pod_a_claim_or_an_allowed_folder_of_the_no
             made(service={"cache": {"hostPath": path}}, host_path_prefixes=prefixes)
 
 
+def test_a_job_overrides_the_hardware_of_its_service_and_what_it_leaves_out_stays():
+    service = {
+        "image": "registry.example/trainer:1",
+        "instance": {"gpus": 1, "cpu": "4", "memory": "16Gi", "nodeSelector": {"zone": "a"}, "sharedMemory": "4Gi"},
+    }
+    resources = {
+        "gpus": 0,
+        "memory": "1Gi",
+        "nodeSelector": {"zone": "b"},
+        "tolerations": [{"key": "own", "operator": "Exists"}],
+        "image": "registry.example/trainer:2",
+        "machineType": "small",
+    }
+    settings = {"machine_types": {"small": {"nodeSelector": {"pool": "small"}}}}
+    manifest = made(job={"resources": resources}, service=service, **settings)
+    container = trainer(manifest)
+    assert container["image"] == "registry.example/trainer:2"
+    assert container["resources"] == {"requests": {"cpu": "4", "memory": "1Gi"}, "limits": {"memory": "1Gi"}}
+    assert pod(manifest)["nodeSelector"] == {"pool": "small", "zone": "b"}
+    assert [toleration["key"] for toleration in pod(manifest)["tolerations"]] == ["own"]
+    assert mounts(manifest)["/dev/shm"]["emptyDir"]["sizeLimit"] == "4Gi"
+
+
+def test_a_private_architecture_runs_its_service_s_image():
+    manifest = made(
+        job={"architecture": "private/own", "task": "Detection"},
+        service={"architecture": "private/own", "image": "registry.example/own:1"},
+    )
+    assert trainer(manifest)["image"] == "registry.example/own:1"
+    assert manifest["metadata"]["labels"]["trainyard.dev/architecture"] == "private.own"
+
+
 def test_a_kueue_queue_admits_the_job_itself():
     manifest = made(service={"queue": {"kueueQueueName": "team"}})
     assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"

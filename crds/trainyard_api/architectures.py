@@ -40,6 +40,8 @@ class Architecture:
     """The module of the trainer that builds it."""
     source: str = ""
     """torchvision's name for it, where it is torchvision's."""
+    backbone_source: str = ""
+    """torchvision's name for the image network that is a detector's backbone."""
     width: float = 1.0
     """Of our own: channels and ..."""
     depth: float = 1.0
@@ -93,16 +95,35 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
         "yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs",
         parameters=19_522_284, gflops=31.2, width=3.0, depth=2.0, bf16_on_cpu=True, built=True,
     ),
-    _detector("ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices"),
-    _detector("ssd300-vgg16", 300, 8, 32, 5e-4, "torchvision's SSD on VGG16", bf16_on_cpu=True),
     _detector(
-        "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN", needs_gpu=True,
+        "ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices",
+        parameters=2_469_860, gflops=0.887,
+        module="zoo", source="ssdlite320_mobilenet_v3_large", built=True,
     ),
-    _detector("fcos-resnet50-fpn", 640, 2, 8, 1e-4, "torchvision's FCOS on ResNet-50 with FPN", needs_gpu=True),
-    _detector("fasterrcnn-mobilenet-v3-fpn", 640, 4, 16, 2e-4, "torchvision's Faster R-CNN on MobileNetV3 with FPN"),
+    _detector(
+        "ssd300-vgg16", 320, 8, 32, 5e-4, "torchvision's SSD on VGG16",
+        parameters=26_285_486, gflops=70.5,
+        module="zoo", source="ssd300_vgg16", backbone_source="vgg16", least_size=288, bf16_on_cpu=True, built=True,
+    ),
+    _detector(
+        "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN",
+        parameters=36_726_040, gflops=169,
+        module="zoo", source="retinanet_resnet50_fpn_v2", backbone_source="resnet50", needs_gpu=True, built=True,
+    ),
+    _detector(
+        "fcos-resnet50-fpn", 640, 2, 8, 1e-4, "torchvision's FCOS on ResNet-50 with FPN",
+        parameters=32_159_065, gflops=161,
+        module="zoo", source="fcos_resnet50_fpn", backbone_source="resnet50", needs_gpu=True, built=True,
+    ),
+    _detector(
+        "fasterrcnn-mobilenet-v3-fpn", 640, 4, 16, 2e-4, "torchvision's Faster R-CNN on MobileNetV3 with FPN",
+        parameters=18_970_004, gflops=12.7,
+        module="rcnn", source="fasterrcnn_mobilenet_v3_large_fpn", backbone_source="mobilenet_v3_large", built=True,
+    ),
     _detector(
         "fasterrcnn-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's Faster R-CNN v2 on ResNet-50 with FPN",
-        needs_gpu=True,
+        parameters=43_271_528, gflops=258,
+        module="rcnn", source="fasterrcnn_resnet50_fpn_v2", backbone_source="resnet50", needs_gpu=True, built=True,
     ),
     _network(
         "mobilenet-v3-small", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 small; the quickest image network",

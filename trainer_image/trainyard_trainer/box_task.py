@@ -57,6 +57,7 @@ class BoxTask(ABC):
     """A detector. `network` maps images `[batch, 3, height, width]` in 0..1 to raw outputs, which only the subclass understands."""
 
     outputs = ("boxes", "scores")
+    ordered = True
 
     def __init__(
         self, network: nn.Module, labels: int, settings: LossSettings, selection: Selection | None = None

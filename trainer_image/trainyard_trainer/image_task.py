@@ -47,6 +47,7 @@ class ImageTask:
     label_weights: tuple[float, ...] | None = None
 
     outputs = ("scores",)
+    ordered = True
 
     @property
     def backbone(self) -> nn.Module:

@@ -16,6 +16,7 @@ from trainyard_api.trainingjob import Weights
 from trainyard_trainer import checkpoint
 from trainyard_trainer.checkpoint import sha256_of
 from trainyard_trainer.errors import BadSpec, StorageRefused
+from trainyard_trainer.published import load_published
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
 from trainyard_trainer.task import LabelRows, Task
@@ -79,13 +80,7 @@ def load_start(
     elif start.uri is not None:
         _adopt(task, _safetensors(storage, start.uri, start.sha256, folder), (), labels)
     elif start.weights is Weights.DEFAULT:
-        uri = f"{spec.weights_uri.rstrip('/')}/{spec.architecture}.safetensors" if spec.weights_uri else None
-        if uri is not None and storage.head(uri) is not None:
-            _adopt(task, _safetensors(storage, uri, None, folder), (), labels)
-        else:
-            reporter.warn(
-                "TrainedFromScratch", f"there are no published weights for {spec.architecture}; it starts from scratch."
-            )
+        load_published(spec, task, folder, reporter)
 
 
 def _file(manifest: dict[str, Any], uri: str, name: str) -> tuple[str, str] | None:

@@ -112,6 +112,11 @@ class Task(Protocol):
         """Names of what `raw_graph` gives: `boxes` and `scores` of a detector, `scores` of an image network."""
         ...
 
+    @property
+    def ordered(self) -> bool:
+        """Whether each row of the outputs always speaks of the same place; proposals come in the order of their scores instead."""
+        ...
+
     def loss(self, batch: Batch) -> Loss: ...
 
     def weight(self, batch: Batch) -> float:

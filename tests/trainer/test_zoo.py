@@ -148,15 +148,18 @@ def test_a_step_survives_images_without_objects_and_boxes_without_area(detector:
     name, task = detector
     task.network.train()
     boxes = [[[0.0, 0, 0, 0], [0, 0, 0, 0]], [[8, 8, 40, 50], [20, 20, 20, 44]]]
-    loss = task.loss(a_batch(boxes, [[-1, -1], [2, 0]], SMALL.get(name, 64)))
+    labels = [[-1, -1], [2, 0]]
+    if name in SMALL:  # One image is enough of the slow network; its losses are SSDLite's.
+        boxes, labels = boxes[1:], labels[1:]
+    loss = task.loss(a_batch(boxes, labels, SMALL.get(name, 64)))
     loss.total.backward()
     assert torch.isfinite(loss.total)
     assert loss.parts["box"] > 0
     for parameter in task.network.parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
         parameter.grad = None
-    if name == "ssd300-vgg16":
-        return  # The losses are those of SSDLite, and the network is slow.
+    if name in SMALL:
+        return
     with torch.no_grad():
         nothing = task.loss(a_batch([[[0.0, 0, 0, 0]]] * 2, [[-1]] * 2, SMALL.get(name, 64)))
     assert torch.isfinite(nothing.total)

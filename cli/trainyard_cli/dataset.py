@@ -14,7 +14,7 @@ import typer
 from trainyard_api.architectures import ARCHITECTURES, Task
 
 from trainyard_cli import datasetsamples, datasettools
-from trainyard_cli.datasetio import MaxBytes, OutputOption, Sources, bar, dataset_spec, ends_well, phases, storage
+from trainyard_cli.datasetio import MaxBytes, OutputOption, Sources, bar, dataset_spec, ends_well, phases, say, storage
 from trainyard_cli.errors import CLIError
 from trainyard_cli.output import Format, dump
 
@@ -96,6 +96,7 @@ def synth(
     labels: Annotated[int, typer.Option("--labels", min=1, help="How many labels.")] = 3,
     kind: Annotated[str, typer.Option("--kind", help="shapes or characters.")] = "shapes",
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same zip.")] = 0,
+    output: OutputOption = Format.TABLE,
 ) -> None:
     """Make a small dataset of coloured shapes or characters, to try things out."""
     from trainyard_trainer.synth import Kind, write_zip
@@ -112,13 +113,16 @@ def synth(
         names = write_zip(
             path, images=images, size=(width, height), labels=labels, kind=Kind(kind), seed=seed, progress=progress
         )
-    print(f"{path}: {images} images of {width}x{height}, labels {', '.join(names)}, {path.stat().st_size:,} bytes")
+    result = {"target": str(path), "images": images, "labels": list(names), "bytes": path.stat().st_size}
+    text = f"{path}: {images} images of {width}x{height}, labels {', '.join(names)}, {result['bytes']:,} bytes"
+    say(result, text, output)
 
 
 @app.command()
 def upload(
     source: Annotated[Path, typer.Argument(help="A zip, or a folder with Annotations and JPEGImages.", exists=True)],
     uri: Annotated[str, typer.Argument(help="s3://bucket/name.zip, or a prefix that ends in / for single files.")],
+    output: OutputOption = Format.TABLE,
 ) -> None:
     """Bring a dataset to storage. A folder becomes one zip when the address does not end in /; buckets are never made."""
     from trainyard_trainer.store import parse
@@ -127,13 +131,16 @@ def upload(
     parse(uri)
     with tempfile.TemporaryDirectory() as folder:
         if source.is_dir() and uri.endswith("/"):
-            _upload_files(target, source, uri)
+            count = _upload_files(target, source, uri)
+            hint = "; one zip would be fetched many times faster (leave the / at the end away)" if count > 1000 else ""
+            say({"target": uri, "files": count}, f"{uri}: {count} files{hint}", output)
         else:
             path = _zipped(source, Path(folder)) if source.is_dir() else source
             address = f"{uri}{source.name}" if uri.endswith("/") else uri
             with bar("Uploading", "bytes") as progress:
                 target.upload(path, address, progress=progress)
-            print(f"{address}: {path.stat().st_size:,} bytes")
+            size = path.stat().st_size
+            say({"target": address, "bytes": size}, f"{address}: {size:,} bytes", output)
 
 
 for tool in (datasettools.merge, datasettools.resize, datasettools.split, datasettools.convert):
@@ -142,7 +149,8 @@ for tool in (datasetsamples.augment, datasetsamples.preview):
     app.command()(tool)
 
 
-def _upload_files(target: Storage, source: Path, uri: str) -> None:
+def _upload_files(target: Storage, source: Path, uri: str) -> int:
+    """How many files were sent."""
     from trainyard_trainer.store import concurrently
     from trainyard_trainer.voc_source import is_junk
 
@@ -155,8 +163,7 @@ def _upload_files(target: Storage, source: Path, uri: str) -> None:
         send = concurrently(lambda path: target.upload(path, f"{uri}{path.relative_to(source).as_posix()}"), files, 16)
         for number, _ in enumerate(send, 1):
             progress(number, len(files))
-    hint = "; one zip would be fetched many times faster (leave the / at the end away)" if len(files) > 1000 else ""
-    print(f"{uri}: {len(files)} files{hint}")
+    return len(files)
 
 
 def _zipped(source: Path, folder: Path) -> Path:

@@ -134,6 +134,8 @@ def test_synth_of_characters_is_a_dataset(tmp_path: Path):
 
 def test_upload_and_check_on_s3(shapes: Path, bucket: Bucket, tmp_path: Path):
     environment = bucket.environment
+    told = json.loads(run("upload", shapes, f"{bucket.uri}/b.zip", "-o", "json", **environment).stdout)
+    assert told == {"target": f"{bucket.uri}/b.zip", "bytes": shapes.stat().st_size}
     done = run("upload", shapes, f"{bucket.uri}/data.zip", **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{bucket.uri}/data.zip: {shapes.stat().st_size:,} bytes\n"

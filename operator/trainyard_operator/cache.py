@@ -91,6 +91,8 @@ class Cache(Generic[View]):
         entry = self._entries.get(name)
         if entry is not None and version < entry.version:
             return None
+        if entry is not None and version == entry.version and uid == entry.uid and not deleted:
+            return None  # the echo of our own write
         if deleted:
             self._remember_gone(uid, version)
             if entry is None or entry.uid != uid:
@@ -214,8 +216,8 @@ class Caches:
             MODEL_VERSIONS,
             parse.parse_version,
             keep_status=True,
-            namespace=lambda name, _: (name[0],),
             job=lambda name, view: ((name[0], view.spec.job_name),),
+            model=lambda name, view: ((name[0], view.spec.model),),
         )
         self.attempt_jobs: Cache[AttemptJob] = Cache(
             JOBS,

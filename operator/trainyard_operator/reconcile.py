@@ -51,6 +51,7 @@ from trainyard_operator.decide.model import (
     QueuePlace,
     Refusal,
     ServiceSnapshot,
+    VersionView,
     name_of,
 )
 from trainyard_operator.decide.refusals import retry_time, tells, waits_for
@@ -222,13 +223,22 @@ class Reconciler:
             pods=pods,
             events=await self._events_about(namespace, tuple(attempt_jobs.values()), pods),
             nodes=self._nodes(),
-            versions=caches.versions.by("namespace", namespace),
+            versions=self._versions_about(job),
             start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
             refusals=tuple(self._refusals.get(Key(Kind.JOB, namespace, name), {}).values()),
             budgets=caches.budgets.by("namespace", namespace),
             reports_since=self._reports_since,
             defaults=self._defaults,
         )
+
+    def _versions_about(self, job: JobView) -> tuple[VersionView, ...]:
+        """Those of the job's model, those that it began, and the one to start from."""
+        cache, namespace, name = self._caches.versions, job.metadata.namespace, job.metadata.name
+        names = {*cache.names_by("model", (namespace, job.spec.model or name)), *cache.names_by("job", (namespace, name))}
+        if start := job.spec.start_from.model_version:
+            names.add((namespace, start))
+        views = (cache.get(each) for each in sorted(names))
+        return tuple(view for view in views if view is not None)
 
     def _nodes(self) -> Mapping[str, NodeView] | None:
         return self._caches.nodes_by_name() if self._settings.watch_nodes else None

@@ -1,0 +1,123 @@
+"""What a benchmark sees: when each object first showed each state, CPU time by process, and requests at the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from trainyard_operator.cluster import Cluster, Resource
+
+Object = dict[str, Any]
+Marks = Callable[[Object], Iterable[str]]
+"""The states that an object shows, such as `created`, `running`."""
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Stamps:
+    """When each name first showed each state: `seen[state][name]` in seconds of `time.perf_counter`."""
+
+    seen: dict[str, dict[str, float]] = field(default_factory=dict)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def mark(self, state: str, name: str, now: float) -> None:
+        times = self.seen.setdefault(state, {})
+        if name not in times:
+            times[name] = now
+            self.news.set()
+
+    async def until(self, state: str, count: int, seconds: float) -> None:
+        """Wait until `count` objects have shown `state`. Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while len(self.seen.get(state, {})) < count:
+                self.news.clear()
+                await self.news.wait()
+
+    def after(self, began: Mapping[str, float], state: str) -> list[float]:
+        """Seconds from `began[name]` to the state, for every name that has shown it."""
+        return [at - began[name] for name, at in self.seen.get(state, {}).items() if name in began]
+
+
+async def follow(
+    api: Cluster, resource: Resource, namespace: str, marks: Marks, name_of: Callable[[Object], str | None], to: Stamps
+) -> None:
+    """Watch a kind for ever and stamp what it shows on arrival."""
+    _, version = await api.list_at(resource, namespace)
+    connector = aiohttp.TCPConnector(ssl=api.ssl_context)
+    query = {"watch": "true", "resourceVersion": str(version), "allowWatchBookmarks": "true"}
+    url = api.server + resource.path(namespace)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with (
+        aiohttp.ClientSession(connector=connector, read_bufsize=2**22, timeout=timeout) as session,
+        session.get(url, params=query) as answer,
+    ):
+        answer.raise_for_status()
+        async for line in answer.content:
+            now = time.perf_counter()
+            event = json.loads(line)
+            if event["type"] in ("BOOKMARK", "ERROR"):
+                continue
+            name = name_of(event["object"])
+            if name is not None:
+                for state in ("deleted",) if event["type"] == "DELETED" else marks(event["object"]):
+                    to.mark(state, name, now)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def machine_cpu_seconds() -> float:
+    """What all processes of the machine have used."""
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system) / TICK
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counters of one moment; the difference of two is what a window cost."""
+
+    cpu: dict[str, float]
+    machine: float
+    requests: float
+
+    def since(self, before: Usage) -> Usage:
+        cpu = {name: used - before.cpu.get(name, 0.0) for name, used in self.cpu.items()}
+        return Usage(cpu, self.machine - before.machine, self.requests - before.requests)
+
+    @property
+    def foreign(self) -> float:
+        """CPU seconds of processes that have no part in the benchmark: a disturbed run shows here."""
+        return max(self.machine - sum(self.cpu.values()), 0.0)
+
+
+async def usage(api: Cluster, pids: Mapping[str, int]) -> Usage:
+    return Usage(
+        {name: cpu_seconds(pid) for name, pid in pids.items()}, machine_cpu_seconds(), await request_count(api)
+    )
+
+
+async def request_count(api: Cluster) -> float:
+    """All requests that the API server has answered, watches that are open not among them."""
+    connector = aiohttp.TCPConnector(ssl=api.ssl_context)
+    async with (
+        aiohttp.ClientSession(connector=connector) as session,
+        session.get(f"{api.server}/metrics") as answer,
+    ):
+        answer.raise_for_status()
+        text = await answer.text()
+    lines = (line for line in text.splitlines() if line.startswith("apiserver_request_total{"))
+    return sum(float(line.rpartition(" ")[2]) for line in lines)

@@ -1,0 +1,153 @@
+"""What is compared: how each system is started, what a user applies, and what its objects show."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ground import NAMESPACE, Ground
+from trainyard_operator.cluster import JOBS, PODS, TRAINING_JOBS, TRAINING_SERVICES, Resource
+
+Object = dict[str, Any]
+IMAGE = "bench/trainer:1"
+SERVICE = "bench"
+
+
+@dataclass(frozen=True)
+class System:
+    """`unit` is what a user applies; `name_label` finds it from a Job or pod made for it (None: the Job's own name)."""
+
+    name: str
+    unit: Resource
+    label: str
+
+    def unit_of(self, child: Object) -> str | None:
+        """The name of the applied object that a Job or pod belongs to."""
+        return (child["metadata"].get("labels") or {}).get(self.label)
+
+    def body(self, name: str) -> Object:
+        raise NotImplementedError
+
+    def marks(self, obj: Object) -> Iterable[str]:
+        """States of the applied object, `succeeded` among them."""
+        raise NotImplementedError
+
+    def setup(self) -> list[tuple[Resource, Object]]:
+        """What has to be there before the first object."""
+        return []
+
+    @contextmanager
+    def running(self, ground: Ground, **_: Any) -> Iterator[dict[str, int]]:
+        """Its controllers, by name of the process."""
+        yield {}
+
+
+def conditions(obj: Object) -> set[str]:
+    return {each["type"] for each in (obj.get("status") or {}).get("conditions") or () if each["status"] == "True"}
+
+
+class Plain(System):
+    """batch/v1 Jobs alone: the floor under everything else."""
+
+    def __init__(self) -> None:
+        super().__init__("plain Jobs", JOBS, "batch.kubernetes.io/job-name")
+
+    def body(self, name: str) -> Object:
+        container = {"name": "main", "image": IMAGE, "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
+        template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+        metadata = {"namespace": NAMESPACE, "name": name}
+        spec = {"template": template, "backoffLimit": 0}
+        return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+    def unit_of(self, child: Object) -> str | None:
+        return super().unit_of(child) or child["metadata"]["name"]
+
+    def marks(self, obj: Object) -> Iterable[str]:
+        if "Complete" in conditions(obj):
+            yield "succeeded"
+
+
+class Trainyard(System):
+    def __init__(self, slots: int = 10_000) -> None:
+        super().__init__("Trainyard", TRAINING_JOBS, "trainyard.dev/job")
+        object.__setattr__(self, "slots", slots)
+
+    def body(self, name: str) -> Object:
+        spec = {
+            "architecture": "yard-nano",
+            "serviceName": SERVICE,
+            "dataset": {"sources": [{"uri": "s3://bench/data.zip"}]},
+            "output": {"uri": "s3://bench/models"},
+        }
+        metadata = {"namespace": NAMESPACE, "name": name}
+        return {"apiVersion": "trainyard.dev/v1alpha1", "kind": "TrainingJob", "metadata": metadata, "spec": spec}
+
+    def marks(self, obj: Object) -> Iterable[str]:
+        state = (obj.get("status") or {}).get("state", "Created")
+        if state == "Succeeded":
+            yield "succeeded"
+        elif state in ("Failed", "Aborted", "Unspecified"):
+            yield "failed"
+
+    def setup(self) -> list[tuple[Resource, Object]]:
+        spec = {
+            "architecture": "yard-nano",
+            "instance": {"gpus": 0, "cpu": "100m", "memory": "64Mi"},
+            "scaling": {"maxInstances": self.slots},
+        }
+        metadata = {"namespace": NAMESPACE, "name": SERVICE}
+        body = {"apiVersion": "trainyard.dev/v1alpha1", "kind": "TrainingService", "metadata": metadata, "spec": spec}
+        return [(TRAINING_SERVICES, body)]
+
+    slots: int = 10_000
+
+    @contextmanager
+    def running(self, ground: Ground, **_: Any) -> Iterator[dict[str, int]]:
+        with operator_process(ground) as process:
+            yield {"operator": process.pid}
+
+
+@contextmanager
+def operator_process(ground: Ground, identity: str = "bench", port: int = 18080) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator, outside the cluster, with the chart's settings."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")} | {
+        "KUBECONFIG": str(ground.cluster.kubeconfig),
+        "TRAINYARD_NAMESPACE": "default",
+        "TRAINYARD_IDENTITY": identity,
+        "TRAINYARD_PROBE_HOST": "127.0.0.1",
+        "TRAINYARD_PROBE_PORT": str(port),
+        "TRAINYARD_INTAKE_HOST": "127.0.0.1",
+        "TRAINYARD_INTAKE_PORT": str(port + 1),
+        "TRAINYARD_INTAKE_URL": f"https://127.0.0.1:{port + 1}",
+    }
+    with (ground.folder / f"{identity}.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-m", "trainyard_operator"], env=environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+CHILDREN = (JOBS, PODS)
+
+
+def child_marks(obj: Object) -> Iterable[str]:
+    """States of a Job or a pod, told apart by their name."""
+    status = obj.get("status") or {}
+    if obj["kind"] == "Job":
+        yield "job"
+        if not obj["spec"].get("suspend"):
+            yield "unsuspended"
+        if {"Complete", "Failed"} & conditions(obj):
+            yield "job ended"
+    else:
+        if status.get("phase") == "Running":
+            yield "pod running"
+        elif status.get("phase") in ("Succeeded", "Failed"):
+            yield "pod ended"

@@ -38,7 +38,8 @@ class Scene:
         self.applied: dict[str, float] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=api.ssl_context, limit=CLIENTS), headers={"Content-Type": "application/json"}
+            connector=aiohttp.TCPConnector(ssl=api.ssl_context, limit=CLIENTS),
+            headers={"Content-Type": "application/json"},
         )
 
     async def __aenter__(self) -> Scene:
@@ -178,7 +179,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10, help="objects a second of the steady stream; 0: none")
     parser.add_argument("--seconds", type=float, default=30, help="how long the steady stream lasts")
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--keep", type=Path, help="a folder for logs and the cluster's files, instead of a temporary one")
+    parser.add_argument(
+        "--keep", type=Path, help="a folder for logs and the cluster's files, instead of a temporary one"
+    )
     options = parser.parse_args()
     results: Object = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -187,4 +187,3 @@ def node(index: int) -> Object:
     labels = {"kubernetes.io/hostname": f"kwok-{index}", "kubernetes.io/os": "linux", "type": "kwok"}
     metadata = {"name": f"kwok-{index}", "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}}
     return {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
-

@@ -126,7 +126,9 @@ def operator_process(ground: Ground, identity: str = "bench", port: int = 18080)
         "TRAINYARD_INTAKE_URL": f"https://127.0.0.1:{port + 1}",
     }
     with (ground.folder / f"{identity}.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "trainyard_operator"], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainyard_operator"], env=environment, stdout=log, stderr=log
+        )
     try:
         yield process
     finally:

@@ -68,6 +68,10 @@ REPORTED = ("progress", "metrics", "dataset")
 REPORTED_SUMMARY = ("progress", "epoch", "step", "metric", "eta")
 SUMMARY = (*REPORTED_SUMMARY, "attempt")
 
+# What a service counts is written at most this often. Nothing is decided by it.
+COUNTS = frozenset({"/status/running", "/status/queued", "/status/instances", "/status/desiredInstances"})
+COUNT_SECONDS = 1.0
+
 # A pod younger than this is on its ordinary way; its Events are not asked for.
 QUIET_SECONDS = 5.0
 # After a write that found the object changed: the next look comes at once, but never as a busy loop.
@@ -95,6 +99,7 @@ class Reconciler:
         self._actions = Actions(cluster, watch, settings, intake)
         self._reports_since = _now()
         self._refusals: dict[Key, dict[tuple[str, str], Refusal]] = {}
+        self._counted: dict[Key, float] = {}
         self._defaults = Defaults(
             service=({"secretNames": list(secrets)} if (secrets := settings.default_secret_names) else {})
             | settings.default_service,
@@ -234,7 +239,10 @@ class Reconciler:
     def _versions_about(self, job: JobView) -> tuple[VersionView, ...]:
         """Those of the job's model, those that it began, and the one to start from."""
         cache, namespace, name = self._caches.versions, job.metadata.namespace, job.metadata.name
-        names = {*cache.names_by("model", (namespace, job.spec.model or name)), *cache.names_by("job", (namespace, name))}
+        names = {
+            *cache.names_by("model", (namespace, job.spec.model or name)),
+            *cache.names_by("job", (namespace, name)),
+        }
         if start := job.spec.start_from.model_version:
             names.add((namespace, start))
         views = (cache.get(each) for each in sorted(names))
@@ -287,6 +295,7 @@ class Reconciler:
         entry = self._caches.services.entry(name)
         if entry is None:
             self._metrics.forget_service(*name)
+            self._counted.pop(key, None)
             return None
         snapshot = ServiceSnapshot(
             now=_now(),
@@ -302,7 +311,11 @@ class Reconciler:
         raw = entry.status or {}
         new = plan.status.to_dict()
         operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
+        wait = self._counted.get(key, 0) + COUNT_SECONDS - time.monotonic()
+        if operations and wait > 0 and not _is_urgent(operations, raw):
+            return wait
         if operations:
+            self._counted[key] = time.monotonic()
             tests: dict[str, Any] = {"/metadata/uid": entry.uid}
             if raw.get("admission") is None:
                 tests["/status/admission"] = None
@@ -423,6 +436,18 @@ def job_fields(raw: Object, new: Object) -> list[str]:
     else:
         summary = [f"summary/{name}" for name in SUMMARY if not (turn and name in REPORTED_SUMMARY)]
     return [*sorted(fields), *summary]
+
+
+def _is_urgent(operations: Sequence[Mapping[str, Any]], raw: Object) -> bool:
+    """Whether more changes than counts, and entries of the batch that have been used: those go with the next write."""
+    before = [entry["uid"] for entry in (raw.get("admission") or {}).get("jobs", ())]
+    for operation in operations:
+        if operation["path"] == "/status/admission":
+            if any(entry["uid"] not in before for entry in operation["value"]["jobs"]):
+                return True
+        elif operation["path"] not in COUNTS:
+            return True
+    return False
 
 
 def _is_refusal(action: Action, error: ClusterError | ManifestError) -> bool:

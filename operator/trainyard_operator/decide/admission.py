@@ -51,15 +51,26 @@ def next_attempt(status: TrainingJobStatus) -> int:
     return (status.attempt_count or 0) + 1
 
 
+def is_new(status: TrainingJobStatus) -> bool:
+    """Whether nothing has been written to it yet."""
+    return status.state is JobState.CREATED and status.revision is None
+
+
 def is_ready(status: TrainingJobStatus) -> bool:
-    """Whether a job's written status says that nothing but a slot is missing: only then an entry of the batch holds for it."""
-    return status.state in WAITING and status.reason in READY_REASONS
+    """Whether a job's written status says that nothing but a slot is missing: only then an entry of the batch holds for it.
+
+    A new one counts: with a slot free, that it waits is never written. What else it lacks takes the entry back, by a write.
+    """
+    return is_new(status) or (status.state in WAITING and status.reason in READY_REASONS)
 
 
 def is_waiting(job: JobView) -> bool:
     """Whether the job is to be put into a batch: ready, and by the spec as it is now."""
-    seen = job.status.observed_generation == job.metadata.generation
-    return job.metadata.deletion_time is None and seen and is_ready(job.status)
+    if is_new(job.status):
+        wanted = not job.spec.suspend and job.spec.end is None
+    else:
+        wanted = job.status.observed_generation == job.metadata.generation and is_ready(job.status)
+    return wanted and job.metadata.deletion_time is None
 
 
 def queue(jobs: tuple[JobView, ...]) -> list[JobView]:

@@ -86,6 +86,10 @@ class Draft:
     status: TrainingJobStatus
     actions: tuple[Action, ...] = ()
     looks: tuple[datetime, ...] = ()
+    publishing: TrainingJobStatus | None = None
+    """What the job's status will be once its ModelVersion is Ready: the version is written from it, before it."""
+    untold: bool = False
+    """Nothing is worth a write yet."""
 
     def set(self, **changes: Any) -> "Draft":
         """With these fields of the status changed."""

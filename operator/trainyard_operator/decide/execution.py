@@ -36,6 +36,8 @@ TRAINING_PHASES = frozenset(
 )
 DIAGNOSIS_SECONDS = 5
 """How often the events about a pod that does not start are looked at."""
+QUIET = timedelta(seconds=5)
+"""How long a new attempt is left to start before its way there is told step by step."""
 
 
 def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
@@ -71,11 +73,13 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     """The ledger entry with the names, places and times that show by now, and whose reports are taken."""
     job, pods = case.job_of(attempt), pods_of(case, attempt)
     update: dict[str, object] = {}
-    if job is not None:
+    shown = _is_shown(case, attempt, pods)
+    if job is not None and (shown or job.finished or job.suspended):
         update["job_uid"] = job.metadata.uid
     gang = case.instance.nodes
     whole = sum(_has_run(pod) for pod in pods) >= gang
-    if (first := min(pods, key=lambda pod: pod.index, default=None)) and (gang == 1 or first.index == 0):
+    first = min(pods, key=lambda pod: pod.index, default=None) if shown else None
+    if first is not None and (gang == 1 or first.index == 0):
         pod = first  # the one that reports
         update |= {"pod_name": pod.metadata.name, "pod_uid": pod.metadata.uid, "node": pod.node or attempt.node}
         if container := pod.trainer:
@@ -93,6 +97,14 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     return draft.with_attempt(seen).set(current=current)
 
 
+def _is_shown(case: Case, attempt: Attempt, pods: tuple[AttemptPod, ...]) -> bool:
+    """Whether the names of what was made are worth a write of the status: not while all is on its way."""
+    if case.now >= attempt.create_time + QUIET or any(pod.over or _has_run(pod) for pod in pods):
+        return True
+    found = diagnosis_of(case, attempt)
+    return found is not None and found.blocked
+
+
 def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     """An attempt that has not ended: found out whether it should, started where it is not, and described."""
     wanted = ending(case, draft, attempt) if attempt.ending is None else None
@@ -104,7 +116,7 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     if attempt.ending is not None:
         draft = draft.act(*ending_actions(case, attempt)).look_at(_finish_time(case, attempt))
         return _describe_ending(case, draft, attempt)
-    if attempt.job_uid is None:
+    if attempt.job_uid is None and case.job_of(attempt) is None:
         return _create(case, draft, attempt)
     draft = _hand_over(case, draft, attempt) if attempt.standby else draft
     draft = draft.act(*_exact_deadlines(case, attempt))
@@ -277,7 +289,7 @@ def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         made = create_job(case, draft.status, attempt)
     except Contradiction as wrong:
         return draft.say(JobState.PREPARING, "ServiceMismatch", f"The attempt cannot start: {wrong}.")
-    return draft.say(JobState.PREPARING, "Starting", "The Job is being created.").act(*create_headless(case), made)
+    return draft.say(JobState.PREPARING, "Starting", "The pod is being created.").act(*create_headless(case), made)
 
 
 def _hand_over(case: Case, draft: Draft, attempt: Attempt) -> Draft:
@@ -310,6 +322,8 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         return draft.say(JobState.RUNNING, "Training", f"Attempt {attempt.number} trains{where}.")
     if attempt.start_time is None and (found := diagnosis_of(case, attempt)):
         draft = draft.look_at(case.now + timedelta(seconds=DIAGNOSIS_SECONDS))
+        if not found.blocked and draft.status.reason == found.reason and case.now < attempt.create_time + QUIET:
+            return draft
         return draft.say(JobState.PREPARING, found.reason, found.message)
     if progress is not None:
         said = f"{progress.phase}: {progress.message}" if progress.message else f"{progress.phase}."

@@ -6,6 +6,7 @@ Preparing, Running → StopRequested → Stopping → Stopped | Canceled → Que
 any but the final ones → Aborted;  a final one → Queued only by a higher `rerun`
 """
 
+from dataclasses import replace
 from datetime import datetime
 
 from trainyard_api.modelversion import VersionState
@@ -72,9 +73,11 @@ def decide_job(snapshot: JobSnapshot) -> JobPlan:
         draft = draft.look_at(case.now)
     draft = draft.set(warnings=job_warnings(case, draft.status)).look_at(rate_look(case, draft.status))
     draft = clean_up(case, draft)
-    draft = draft.act(*version_actions(case, draft.status))
+    draft = draft.act(*version_actions(case, draft.publishing or draft.status))
     ordered = sorted(draft.actions, key=lambda action: ORDER.index(type(action)))
     draft, actions = with_refusals(case, draft, ordered)
+    if draft.untold:
+        return JobPlan(snapshot.job.status, actions, look_again_at=min(draft.looks, default=None))
     status = render_job(
         snapshot.job.status,
         draft.status,
@@ -126,7 +129,10 @@ def _step(case: Case, draft: Draft) -> Draft:
         end = _end_of(case, draft, observed)
         if end is None:
             return supervise(case, draft, observed)
-        draft = settle(case, draft, observed, end)
+        settled = settle(case, draft, observed, end)
+        if end.cause is Cause.COMPLETED and not _is_published(case, settled.status):
+            return replace(draft, publishing=settled.status)
+        draft = settled
     if draft.status.state in TERMINAL:
         return draft
     attempts = run_attempts(draft.status)
@@ -158,14 +164,23 @@ def _end_of(case: Case, draft: Draft, attempt: Attempt) -> AttemptEnd | None:
     if attempt.job_uid is None and case.job_of(attempt) is None and (wanted := ending(case, draft, attempt)):
         cause, message = wanted
         return AttemptEnd(cause, message, end_time=case.now)
-    return classify_end(end_facts(case, draft, attempt))
+    end = classify_end(end_facts(case, draft, attempt))
+    if end is not None and end.cause is not Cause.COMPLETED and _is_published(case, draft.status):
+        # Its record was read, for the version was written from it, and went before the job's status was written.
+        return AttemptEnd(Cause.COMPLETED, "Trained.", end_time=end.end_time, exit_code=end.exit_code)
+    return end
+
+
+def _is_published(case: Case, status: TrainingJobStatus) -> bool:
+    """Whether the ModelVersion of this run says Ready."""
+    view = present_version(case, status)
+    return view is not None and view.status.state is VersionState.READY
 
 
 def _publish(case: Case, draft: Draft) -> Draft:
     """Trained and stored: the job has succeeded once its ModelVersion says Ready."""
     status = draft.status
-    view = present_version(case, status)
-    if view is None or view.status.state is not VersionState.READY:
+    if not _is_published(case, status):
         return draft
     result = status.progress.result if status.progress else None
     reason = result.reason if result and result.reason in set(Outcome) else Outcome.COMPLETED
@@ -220,7 +235,9 @@ def _deleting(case: Case) -> JobPlan:
 def _events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[Note, ...]:
     """One Event for an attempt that ended, one for a training that will not end in time, and one for a new state or a new reason
     within it."""
-    notes = tuple(_ended(attempt) for attempt in new.attempts if attempt.end_time and attempt not in old.attempts)
+    ended = (attempt for attempt in new.attempts if attempt.end_time and attempt not in old.attempts)
+    # That the last one completed is what the job's success says.
+    notes = tuple(_ended(attempt) for attempt in ended if new.state is not JobState.SUCCEEDED)
     notes += tuple(
         Note(w.reason, w.message, warning=True) for w in new.warnings if w.reason == TOO_SLOW and w not in old.warnings
     )

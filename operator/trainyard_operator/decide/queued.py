@@ -9,9 +9,9 @@ from trainyard_api.trainingjob import Attempt, Current, End, JobState
 from trainyard_api.trainingservice import StandbyInstance
 
 from trainyard_operator.decide import budget
-from trainyard_operator.decide.admission import admitted, entry_of, is_ready, next_attempt
+from trainyard_operator.decide.admission import admitted, entry_of, is_new, is_ready, next_attempt
 from trainyard_operator.decide.case import Case, Draft
-from trainyard_operator.decide.execution import supervise
+from trainyard_operator.decide.execution import QUIET, supervise
 from trainyard_operator.decide.scaling import capacity
 from trainyard_operator.decide.settle import finished
 from trainyard_operator.decide.start import blocker
@@ -19,6 +19,8 @@ from trainyard_operator.decide.versions import with_version
 
 MAX_ATTEMPT_NUMBER = 999
 SHOWN_POSITIONS = 20
+NEXT = timedelta(seconds=1)
+"""When a job whose batch is about to be written looks again, should that fail."""
 
 
 def queue_up(case: Case, draft: Draft) -> Draft:
@@ -39,6 +41,8 @@ def queue_up(case: Case, draft: Draft) -> Draft:
         waiting = _waiting(case, draft).set(queue_position=None)
         return waiting.say(JobState.TRY_AGAIN_LATER, budget.SPENT, budget.said(found))
     if not _has_entry(case, draft):
+        if _is_next(case):
+            return replace(draft, untold=True).look_at(case.now + NEXT)
         return _describe(case, _waiting(case, draft))
     if not is_ready(case.snapshot.job.status):
         # An entry from before is still there. It holds once the job's written status says that it waits: the next look.
@@ -47,6 +51,16 @@ def queue_up(case: Case, draft: Draft) -> Draft:
     if not all(budget.holds(each, case.snapshot.job, draft.status) for each in limiting):
         return _describe(case, _waiting(case, draft))  # until they have set its time aside
     return _open(case, draft)
+
+
+def _is_next(case: Case) -> bool:
+    """Whether the job is new and its slot is free, so that the service's next batch has it: nothing to tell."""
+    job, service, place = case.snapshot.job, case.snapshot.service, case.snapshot.queue
+    created = job.metadata.creation_time
+    if service is None or service.spec.paused or place.full or created is None or place.position is None:
+        return False
+    free = place.capacity - place.occupied
+    return is_new(job.status) and place.position <= free and case.now < created + QUIET
 
 
 def _shortage(case: Case, draft: Draft) -> budget.Shortage | None:

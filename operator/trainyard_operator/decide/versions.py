@@ -86,7 +86,10 @@ def _of_this_run(case: Case, status: TrainingJobStatus) -> tuple[Action, ...]:
         return (CreateVersion(status.version, version_spec(case, status)),) if wanted else ()
     if not is_ours(case, status, view):
         return ()
-    return _write(view, _status_of(case, status, view.status), case.now)
+    wanted = _status_of(case, status, view.status)
+    if wanted.state is VersionState.TRAINING is view.status.state:
+        return ()  # as it was made
+    return _write(view, wanted, case.now)
 
 
 def _left_behind(case: Case, status: TrainingJobStatus) -> tuple[Action, ...]:

@@ -100,6 +100,10 @@ bench-dataset: setup ## reading datasets: from zip, prefix and S3, and training 
 bench-apply: setup ## apply → Job created, apply → first training step
 	$(BIN)/python bench/operator/apply.py
 
+.PHONY: bench-operator
+bench-operator: setup ## a burst and a steady stream of jobs beside plain batch/v1 Jobs, on nodes of kwok (BENCH="--bursts 1000 5000")
+	$(BIN)/python bench/operator/burst.py $(BENCH)
+
 .PHONY: bench-train
 bench-train: setup ## training speed against torchvision's SSDLite, and the work on data
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/speed.py

@@ -167,3 +167,22 @@ async def test_a_gang_meets_trains_together_and_ends_together(yard: Yard):
     assert (headless["spec"]["clusterIP"], headless["metadata"]["ownerReferences"][0]["name"]) == ("None", "gang")
     service = await yard.object_until(TRAINING_SERVICES, "gang", lambda s: s["running"] == 0)
     assert service["instances"] == 0
+
+
+async def test_the_queue_is_bounded_priority_may_change_and_who_cannot_start_holds_nobody_up(yard: Yard):
+    await yard.service("narrow", scaling={"maxInstances": 1}, queue={"maxLength": 1})
+    await yard.job("working", HANG, service="narrow")
+    await yard.until("working", "Running")
+    await yard.job("stuck", {}, service="narrow", policy={"priority": 100}, startFrom={"modelVersion": "nobody-v1"})
+    await yard.until("stuck", lambda status: status.get("reason") == "StartVersionNotFound")
+    await yard.job("earlier", {}, service="narrow")
+    assert (await yard.until("earlier", "Queued"))["queuePosition"] == 1
+    await yard.job("later", {}, service="narrow")
+    assert "queue.maxLength 1" in (await yard.until("later", "TryAgainLater"))["message"]
+    await yard.edit("later", policy={"priority": 5})
+    assert (await yard.until("later", "Queued"))["queuePosition"] == 1
+    await yard.edit("working", end="Abort")
+    statuses = [await yard.finished(name) for name in ("later", "earlier")]
+    assert [status["state"] for status in statuses] == ["Succeeded", "Succeeded"]
+    first, second = (status["attempts"][0] for status in statuses)
+    assert first["endTime"] <= second["createTime"]

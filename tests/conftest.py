@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
         _forget_old_runs(folder)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before every other plugin, xdist's among them
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake.
 
     With several workers (`--dist loadgroup`) a file is one worker's, for it shares fixtures; the end-to-end tests share an
@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         end_to_end = item.path.parent.name == "e2e"
         item.add_marker(pytest.mark.xdist_group("e2e" if end_to_end else str(item.path)))
     items.sort(key=lambda item: FIRST.index(item.path.parent.name) if item.path.parent.name in FIRST else len(FIRST))
+    return (yield)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

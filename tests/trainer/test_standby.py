@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainyard_api.run import RUN_SPEC_ENV, STANDBY_ENV
+import torch
+from trainyard_api.run import RUN_SPEC_ENV, STANDBY_ENV, StandbySpec
 from trainyard_api.run import Intake as IntakeAddress
+from trainyard_trainer.errors import BadSpec, GPUMissing
+from trainyard_trainer.standby import ask, read_standby, warm_up
 
 from tests.trainer.runs import dataset, run_spec
 
@@ -107,13 +110,26 @@ def test_a_warm_trainer_trains_as_soon_as_it_has_its_spec(intake: Intake, tmp_pa
     assert began - given < 10
 
 
-def test_a_trainer_that_is_not_needed_any_more_ends(intake: Intake, tmp_path: Path):
+def told(intake: Intake, folder: Path, **more: Any) -> StandbySpec:
+    (folder / "token").write_text("secret")
+    address = IntakeAddress(url=intake.url, token_path=str(folder / "token"))
+    return StandbySpec(intake=address, architecture="yard-nano", **more)
+
+
+def test_a_trainer_that_is_not_needed_any_more_is_told_so(intake: Intake, tmp_path: Path):
     intake.gone = True
-    assert standby(intake, tmp_path).wait(120) == 0
+    assert ask(told(intake, tmp_path)) is None
 
 
-def test_a_trainer_without_the_gpu_that_it_should_warm_up_says_so(intake: Intake, tmp_path: Path):
-    process = standby(intake, tmp_path, gpus=1)
-    assert process.wait(120) == 79
-    assert "a GPU was asked for" in json.loads((tmp_path / "termination").read_text())["message"]
-    assert intake.asked == 0
+def test_a_trainer_without_the_gpu_that_it_should_warm_up_says_so(intake: Intake, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.delenv("TRAINYARD_ALLOW_CPU", raising=False)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(GPUMissing, match="a GPU was asked for"):
+        warm_up(told(intake, tmp_path, gpus=1))
+
+
+def test_a_file_that_is_no_standby_spec_is_named(tmp_path: Path):
+    (tmp_path / "standby.json").write_text("{}")
+    with pytest.raises(BadSpec, match="is not valid at intake"):
+        read_standby(tmp_path / "standby.json")

@@ -48,7 +48,7 @@ def wait_for_work() -> RunSpec | None:
     warm_up(spec)
     _say("warm", seconds=round(time.monotonic() - began, 1))
     Path(os.environ.get("TRAINYARD_WARM_FILE", STANDBY_WARM_FILE)).touch()
-    return _ask(spec)
+    return ask(spec)
 
 
 def read_standby(path: Path) -> StandbySpec:
@@ -76,7 +76,8 @@ def warm_up(spec: StandbySpec) -> None:
         import_module(module)
 
 
-def _ask(spec: StandbySpec) -> RunSpec | None:
+def ask(spec: StandbySpec) -> RunSpec | None:
+    """Ask the intake until there is work; None when there will be none."""
     intake = spec.intake
     context = ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None
     secure = [urllib.request.HTTPSHandler(context=context)] if context else []

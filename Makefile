@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # Tests wait for a cluster more than they compute: three workers keep two cores busy. A file's tests stay together.
-PARALLEL ?= --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # Hundreds of processes import PyTorch: what one has compiled is kept for the others.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)

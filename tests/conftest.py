@@ -13,11 +13,12 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from devcluster import Cluster, S3Access, processes
 from devcluster.access import around_proxies
@@ -26,6 +27,7 @@ from devcluster.tools import control_plane_programs
 STATE = "TRAINYARD_TEST_STATE"
 """Environment variable with which the main process tells its xdist workers where their cluster lives."""
 NEEDS_CLUSTER = {"cluster", "crds", "namespace", "s3", "nodes"}
+END_TO_END = "tests/e2e/"
 FIRST = ("e2e", "operator")
 """Folders of the tests that wait most, in the order in which they begin."""
 NODES, GPUS = 2, 4
@@ -39,20 +41,25 @@ def pytest_configure(config: pytest.Config) -> None:
         _forget_old_runs(folder)
 
 
-@pytest.hookimpl(wrapper=True)  # before every other plugin, xdist's among them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake.
-
-    With several workers (`--dist loadgroup`) a file is one worker's, for it shares fixtures; the end-to-end tests share an
-    installed chart, take longest, and so begin first.
-    """
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake."""
     for item in items:
         if NEEDS_CLUSTER & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
-        end_to_end = item.path.parent.name == "e2e"
-        item.add_marker(pytest.mark.xdist_group("e2e" if end_to_end else str(item.path)))
     items.sort(key=lambda item: FIRST.index(item.path.parent.name) if item.path.parent.name in FIRST else len(FIRST))
-    return (yield)
+
+
+class ByFile(LoadFileScheduling):
+    """The tests of a file are one worker's, for they share fixtures; so are all that share the installed chart."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return END_TO_END if file.startswith(END_TO_END) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -15,6 +15,8 @@ from trainyard_api.report import Outcome
 from trainyard_api.training import Training
 from trainyard_cli.evaluation import evaluate
 from trainyard_cli.modelsource import find
+from trainyard_cli.predict import Wish, opened
+from trainyard_cli.predict import run as predict
 from trainyard_trainer import image_metrics, synth
 from trainyard_trainer.assemble import build_loop
 from trainyard_trainer.attempt import Attempt
@@ -276,3 +278,8 @@ def test_a_training_makes_a_version(
     assert told["images"] == len(prepared.of(Side.VALIDATION)) + len(prepared.of(Side.TEST))
     assert told[metric] == pytest.approx(details[metric], abs=0.1)
     assert told["failures"]["images"] <= told["images"]
+    picture = tmp_path / "picture.png"
+    Image.fromarray(prepared.pixels.image(0)).save(picture)
+    (seen,) = predict([opened(version)], Wish((picture,), tmp_path / "drawn", score=0.0), quiet=True)
+    assert len(seen["found"]) == (1 if task is Task.CLASSIFICATION else len(prepared.dataset.labels))
+    assert (tmp_path / "drawn/picture.jpg").exists()

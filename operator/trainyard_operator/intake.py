@@ -5,9 +5,10 @@ on the job's uid, and on the sequence that was read, so that of reports that cro
 comes when the attempt is over is refused by the API server itself. Every refusal is a JSON object with `reason` and `message`:
 
 401 no good token; 403 the token's pod is not this attempt's, or of another namespace; 404 no such job; 409 the job is over, the
-attempt is not the current one, or the sequence goes back; 413 too large; 422 not a report; 429 too soon; 503 try again.
+attempt is not the current one, or the sequence goes back; 408 too slow; 413 too large; 422 not a report; 429 too soon; 503 try again.
 """
 
+import asyncio
 import logging
 import ssl
 import time
@@ -36,6 +37,8 @@ WAIT_SECONDS = 20
 TRIES = 5
 OVER = frozenset({"Succeeded", "Failed", "Aborted", "Canceled", "Stopped"})
 MAX_PODS = 20_000
+BODY_SECONDS = 10.0
+"""A report is at most 64 KiB: who takes longer holds a connection that others need."""
 
 
 class Pace:
@@ -245,9 +248,12 @@ async def _read_report(request: web.Request) -> Report:
     if (request.content_length or 0) > MAX_REPORT_BYTES:
         raise too_large
     try:
-        body = await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise too_large from error
+    except TimeoutError as error:
+        raise Refusal(408, "TooSlow", f"the report did not arrive within {BODY_SECONDS:.0f} s") from error
     if len(body) > MAX_REPORT_BYTES:
         raise too_large
     try:

@@ -108,6 +108,10 @@ bench-operator: setup ## a burst and a steady stream of jobs beside plain batch/
 bench-train: setup ## training speed against torchvision's SSDLite, and the work on data
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/speed.py
 
+.PHONY: bench-catalogue
+bench-catalogue: setup ## training speed of every architecture that may train on a CPU
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/catalogue.py
+
 .PHONY: bench-map
 bench-map: setup ## our mAP against faster-coco-eval and pycocotools: time, largest difference
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/map.py

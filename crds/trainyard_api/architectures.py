@@ -51,7 +51,7 @@ class Architecture:
     parameters: int = 0
     """With 20 labels."""
     cpu_speed: float | None = None
-    """Images per second of training on one core of `CPU_MEASURED` at the default size, FP32; None: not meant for CPUs."""
+    """Images per second of training on one core of `CPU_MEASURED` at the default size, FP32 (`make bench-catalogue`); None: not measured."""
     gflops: float = 0.0
     """Billions of multiplications and additions for one image at `image_size`, forward only, with 20 labels."""
     built: bool = False
@@ -85,11 +85,11 @@ def _catalogue(*entries: Architecture) -> dict[str, Architecture]:
 ARCHITECTURES: dict[str, Architecture] = _catalogue(
     _detector(
         "yard-nano", 320, 8, 32, 2e-3, "our one-stage detector; recommended",
-        parameters=1_763_676, gflops=0.78, bf16_on_cpu=True, built=True,
+        parameters=1_763_676, gflops=0.78, cpu_speed=14.0, bf16_on_cpu=True, built=True,
     ),
     _detector(
         "yard-small", 416, 8, 32, 1.5e-3, "our one-stage detector, for more and smaller objects",
-        parameters=7_010_492, gflops=5.08, width=2.0, bf16_on_cpu=True, built=True,
+        parameters=7_010_492, gflops=5.08, cpu_speed=2.9, width=2.0, bf16_on_cpu=True, built=True,
     ),
     _detector(
         "yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs",
@@ -97,7 +97,7 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
     _detector(
         "ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices",
-        parameters=2_469_860, gflops=0.887,
+        parameters=2_469_860, gflops=0.887, cpu_speed=5.1,
         module="zoo", source="ssdlite320_mobilenet_v3_large", built=True,
     ),
     _detector(
@@ -127,29 +127,29 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
     _network(
         "mobilenet-v3-small", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 small; the quickest image network",
-        parameters=1_538_356, gflops=0.111,
+        parameters=1_538_356, gflops=0.111, cpu_speed=41.8,
     ),
     _network(
         "mobilenet-v3-large", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 large",
-        parameters=4_227_652, gflops=0.431,
+        parameters=4_227_652, gflops=0.431, cpu_speed=10.9,
     ),
     _network(
-        "resnet18", 224, 32, 128, 5e-4, "torchvision's ResNet-18; recommended on CPU",
-        parameters=11_186_772, gflops=3.63, bf16_on_cpu=True,
+        "resnet18", 224, 32, 128, 5e-4, "torchvision's ResNet-18",
+        parameters=11_186_772, gflops=3.63, cpu_speed=3.6, bf16_on_cpu=True,
     ),
     _network(
         "resnet50", 224, 16, 64, 3e-4, "torchvision's ResNet-50",
-        parameters=23_549_012, gflops=8.17, bf16_on_cpu=True,
+        parameters=23_549_012, gflops=8.17, cpu_speed=1.9, bf16_on_cpu=True,
     ),
     _network(
-        "efficientnet-b0", 224, 16, 64, 5e-4, "torchvision's EfficientNet-B0", parameters=4_033_168, gflops=0.769,
+        "efficientnet-b0", 224, 16, 64, 5e-4, "torchvision's EfficientNet-B0", parameters=4_033_168, gflops=0.769, cpu_speed=6.7,
     ),
     _network(
         "efficientnet-v2-s", 384, 8, 32, 3e-4, "torchvision's EfficientNetV2 S", parameters=20_203_108, gflops=16.7,
     ),
     _network(
         "convnext-tiny", 224, 16, 64, 2e-4, "torchvision's ConvNeXt tiny; the most accurate image network here",
-        parameters=27_835_508, gflops=8.91,
+        parameters=27_835_508, gflops=8.91, cpu_speed=1.6,
     ),
 )  # fmt: skip
 

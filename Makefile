@@ -112,6 +112,14 @@ bench-train: setup ## training speed against torchvision's SSDLite, and the work
 bench-catalogue: setup ## training speed of every architecture that may train on a CPU
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/catalogue.py
 
+.PHONY: bench-ddp
+bench-ddp: setup ## two processes against one with two threads
+	@$(BIN)/python bench/trainer/ddp.py
+
+.PHONY: bench-accuracy
+bench-accuracy: setup ## how good after so many CPU-minutes, on BCCD and on sets of other kinds (an hour and a half)
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/accuracy.py
+
 .PHONY: bench-map
 bench-map: setup ## our mAP against faster-coco-eval and pycocotools: time, largest difference
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/map.py

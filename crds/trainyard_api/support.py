@@ -15,7 +15,6 @@ NOT_YET_SUPPORTED = "NotYetSupported"
 """Reason of the warning."""
 
 JOB_FIELDS: tuple[str, ...] = (
-    "training.compile",
     "resources.nodes",
     "policy.rerunAsProcess",
 )
@@ -30,13 +29,7 @@ def unsupported_fields(spec: TrainingJobSpec | TrainingServiceSpec) -> list[str]
     """The fields in use that this release does not carry out, as paths below `spec`, such as `startFrom.version`."""
     fields = JOB_FIELDS if isinstance(spec, TrainingJobSpec) else SERVICE_FIELDS
     unbuilt = [] if _is_built(spec.architecture) else ["architecture"]
-    gpus = (
-        ("resources.gpus", spec.resources.gpus)
-        if isinstance(spec, TrainingJobSpec)
-        else ("instance.gpus", spec.instance.gpus)
-    )
-    several = [gpus[0]] if (gpus[1] or 0) > 1 else []
-    return unbuilt + several + [path for path in fields if _is_used(spec, path.split("."))]
+    return unbuilt + [path for path in fields if _is_used(spec, path.split("."))]
 
 
 def unsupported_sentence(fields: Iterable[str]) -> str:

@@ -15,7 +15,6 @@ JOB: dict[str, Any] = {
 }
 SERVICE: dict[str, Any] = {"architecture": "yard-nano"}
 A_VALUE: dict[str, Any] = {
-    "training.compile": True,
     "resources.nodes": 2,
     "policy.rerunAsProcess": True,
     "instance.nodes": 2,
@@ -59,14 +58,6 @@ def test_an_architecture_is_named_until_the_trainer_has_it(name: str) -> None:
     built = name not in ARCHITECTURES or ARCHITECTURES[name].built
     spec = TrainingJobSpec.model_validate(JOB | {"architecture": name})
     assert unsupported_fields(spec) == ([] if built else ["architecture"])
-
-
-@pytest.mark.parametrize(("gpus", "named"), [(0, False), (1, False), (2, True)])
-def test_more_than_one_gpu_is_named(gpus: int, named: bool) -> None:
-    job = TrainingJobSpec.model_validate(with_value(JOB, "resources.gpus", gpus))
-    service = TrainingServiceSpec.model_validate(with_value(SERVICE, "instance.gpus", gpus))
-    assert unsupported_fields(job) == (["resources.gpus"] if named else [])
-    assert unsupported_fields(service) == (["instance.gpus"] if named else [])
 
 
 def test_the_sentence_names_every_field() -> None:

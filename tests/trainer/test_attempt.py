@@ -116,6 +116,24 @@ def test_a_killed_training_goes_on_to_the_same_weights_bit_for_bit(
     )
 
 
+def test_two_processes_take_the_steps_of_one_and_stop_together(whole: Trainer, data: Path, tmp_path: Path) -> None:
+    """Two GPUs, whose place the CPU takes: the same global batches, the same numbers to float error, one end."""
+    trainer = Trainer(run_spec(tmp_path, data, gpus=2), tmp_path, {"TRAINYARD_ALLOW_CPU": "1"})
+    children = Path(f"/proc/{trainer.process.pid}/task/{trainer.process.pid}/children")
+    trainer.reached(4)
+    ranks = [int(pid) for pid in children.read_text().split()]
+    assert len(ranks) == 2
+    trainer.send(signal.SIGTERM)
+    assert trainer.end() == ExitCode.INTERRUPTED, trainer.errors()
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+    latest = json.loads(local(f"{trainer.spec.attempt_uri}checkpoints/latest.json").read_text())
+    assert trainer.result["checkpointStep"] == latest["step"] >= 4
+    expected, found = losses(whole.spec), losses(trainer.spec)
+    assert len(found) >= 4
+    for step, loss in found.items():
+        assert loss == pytest.approx(expected[step], rel=2e-3), step
+
+
 def test_stopped_before_the_first_step_says_that_there_is_no_checkpoint(data: Path, tmp_path: Path) -> None:
     trainer = Trainer(run_spec(tmp_path, data), tmp_path)
     trainer.wait_for(lambda line: line.get("phase") == "Fetching")
@@ -183,7 +201,6 @@ BAD = {
     "an unknown architecture": ({"architecture": "yard-gigantic"}, ExitCode.BAD_SPEC, "yard-gigantic"),
     "a size that does not fit": ({"dataset": {"imageSize": 100}}, ExitCode.BAD_SPEC, "multiple of 32"),
     "another task": ({"task": "Classification"}, ExitCode.BAD_SPEC, "Detection"),
-    "several GPUs": ({"gpus": 2}, ExitCode.BAD_SPEC, "one GPU"),
     "no such data": (
         {"dataset": {"sources": [{"uri": "file:///nowhere/data.zip"}]}},
         ExitCode.STORAGE_REFUSED,

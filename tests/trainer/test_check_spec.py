@@ -38,8 +38,6 @@ def test_an_architecture_that_this_image_lacks_is_never_trained_as_another(name:
     ("fields", "sentence"),
     [
         ({"task": "Tagging"}, "yard-nano cannot do Tagging; set task to Detection"),
-        ({"gpus": 2}, "set resources.gpus to 1"),
-        ({"nodes": 2}, "leave resources.nodes out"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(fields: dict[str, Any], sentence: str) -> None:

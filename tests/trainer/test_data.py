@@ -248,7 +248,7 @@ def test_batches_made_ahead_are_the_same(data: Prepared):
 def test_a_batch_splits_into_micro_batches_that_sum_up(data: Prepared):
     batch = batches(data, off(), batch=7).batch(0, 10)
     parts = batch.split(3)
-    assert [len(part) for part in parts] == [3, 3, 1]
+    assert [len(part) for part in parts] == [2, 2, 3]
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
 
 

@@ -4,7 +4,7 @@ import io
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import pytest
 import torch
 from trainyard_api.architectures import Task
 from trainyard_api.report import Outcome
+from trainyard_api.status import Scores
 from trainyard_trainer.assemble import build_loop
 from trainyard_trainer.attempt import Attempt
+from trainyard_trainer.batch import Batch
 from trainyard_trainer.checkpoint import newest
-from trainyard_trainer.errors import TrainerError
+from trainyard_trainer.errors import GPUOutOfMemory, TrainerError
+from trainyard_trainer.gradients import gradients
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.prepare import Prepared, prepare
 from trainyard_trainer.report import Reporter
@@ -67,7 +70,7 @@ class Run:
         return [line["reason"] for line in self.events("warning")]
 
     def change(self, **changes: Any) -> None:
-        self.loop.work = replace(self.loop.work, **changes)
+        self.loop.work = self.loop.judge.work = replace(self.loop.work, **changes)
 
 
 def everything(loop: Loop) -> dict[str, torch.Tensor]:
@@ -209,8 +212,221 @@ def test_a_frozen_backbone_does_not_move(tmp_path: Path, data: Path, prepared: P
     assert not [name for name in moved if name.startswith("backbone.")]
 
 
-def test_accumulated_parts_make_one_step(tmp_path: Path, data: Path, prepared: Prepared) -> None:
-    training = {"steps": 3, "batchSize": 4, "gradientAccumulation": 2, "optimizer": "SGD", "learningRate": 0.01,
-                "multiScalePercent": 30, "labelSmoothing": 0.1, "classWeights": {"balanced": True}}  # fmt: skip
+def sizes_seen(run: Run) -> list[int]:
+    """Images of every pass through the network, from now on."""
+    seen: list[int] = []
+    run.loop.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
+def test_a_batch_goes_through_in_parts_and_makes_one_step_of_their_weighted_gradients(
+    tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    training = {"steps": 1, "batchSize": 5, "gradientAccumulation": 2, "evaluateEverySteps": 100}
     run = Run(tmp_path, data, prepared, training=training)
-    assert run.loop.run().step == 3
+    work, state, seen = run.loop.work, run.loop.state, sizes_seen(run)
+    batch = work.batch(0, 1)
+    run.loop.network.eval()
+    loss, _ = gradients(work, state, batch, may_halve=True)
+    assert seen == [2, 3]
+    found = [p.grad.clone() for p in run.loop.network.parameters() if p.grad is not None]
+    run.loop.network.zero_grad()
+    parts = batch.split(2)
+    whole = sum(sum(part.counts) for part in parts)
+    expected = sum(work.task.loss(part).total * (sum(part.counts) / whole) for part in parts)
+    assert isinstance(expected, torch.Tensor)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for mine, parameter in zip(found, run.loop.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def out_of_memory(run: Run, most: int) -> None:
+    """A GPU that holds `most` images."""
+    work = run.loop.work
+    fits = work.task.loss
+
+    def loss(batch: Batch) -> Any:
+        if len(batch) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return fits(batch)
+
+    work.task.loss = loss  # type: ignore[method-assign]
+
+
+def test_out_of_gpu_memory_the_batch_goes_through_in_halves_and_keeps_its_size(
+    tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    run = Run(tmp_path, data, prepared, training={"steps": 2, "batchSize": 8, "evaluateEverySteps": 100})
+    seen = sizes_seen(run)
+    out_of_memory(run, most=2)
+    assert run.loop.run().outcome is Outcome.COMPLETED
+    assert run.loop.state.halvings == 2
+    assert seen[:8] == [2] * 8
+    assert run.loop.work.plan.batch_size == 8
+    (told,) = {line["message"] for line in run.events("warning") if "4 parts" in line["message"]}
+    assert "its size stays 8" in told
+
+
+@pytest.mark.parametrize(("most", "after"), [(0, 0), (4, 12)])
+def test_it_is_halved_three_times_at_most_and_in_the_first_epoch_only(
+    most: int, after: int, tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    training = {"steps": 40, "batchSize": 8, "evaluateEverySteps": 100}
+    run = Run(tmp_path, data, prepared, training=training)
+    make = run.loop.work.batch
+
+    def batch(step: int, steps: int) -> Batch:
+        if step == after:
+            out_of_memory(run, most)
+        return make(step, steps)
+
+    run.change(batch=batch)
+    with pytest.raises(GPUOutOfMemory, match="lower batchSize or imageSize"):
+        run.loop.run()
+    assert run.loop.state.halvings == (3 if after == 0 else 0)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation with numbers of our own."""
+
+    values: dict[str, float]
+    loss: float = 1.0
+    threshold: float = 0.5
+
+    def value(self, metric: str) -> float:
+        return self.values[metric]
+
+    def scores(self, labels: Any, step: int, *, per_class: bool = True) -> Scores:
+        return Scores(step=step)
+
+    def numbers(self) -> dict[str, float]:
+        return self.values
+
+
+def judged(run: Run, values: list[dict[str, float]], losses: list[float] | None = None, every: int = 2) -> None:
+    """Evaluations with these values, `every` so many steps, until it is to stop early; the training loss falls."""
+    state = run.loop.state
+    for number, value in enumerate(values):
+        scored = Scored(value, losses[number] if losses else 1.0)
+        run.change(evaluate=lambda _, scored=scored: scored)
+        state.step, state.smooth["loss"] = every * (number + 1), 10.0 - number
+        run.loop.judge.look(state)
+        if state.stopped_early:
+            return
+
+
+@pytest.mark.parametrize(("select", "step"), [("mAP50", 2), ("mAP50_95", 4), (None, 4)])
+def test_the_best_model_is_that_of_the_selected_metric(
+    select: str | None, step: int, tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    training = {"steps": 8, "batchSize": 2, "evaluateEverySteps": 2, "emaDecay": 0, "selectBy": select}
+    run = Run(tmp_path, data, prepared, training=training)
+    judged(run, [{"mAP50": 0.9, "mAP50_95": 0.4}, {"mAP50": 0.8, "mAP50_95": 0.5}, {"mAP50": 0.1, "mAP50_95": 0.1}])
+    assert run.loop.best is not None
+    assert (run.loop.best.step, run.loop.best.averaged) == (step, False)
+
+
+def test_without_an_average_the_weights_themselves_are_the_best(tmp_path: Path, data: Path, prepared: Prepared) -> None:
+    for decay, averaged in ((0, False), (0.9, True)):
+        training = {"steps": 4, "batchSize": 2, "evaluateEverySteps": 2, "emaDecay": decay}
+        run = Run(tmp_path / str(decay), data, prepared, training=training)
+        judged(run, [{"mAP50": 0.5, "mAP50_95": 0.5}] * 2)
+        assert run.loop.best is not None
+        assert (run.loop.best.step, run.loop.best.averaged) == (2, averaged)
+
+
+@pytest.mark.parametrize(
+    ("early", "stops"),
+    [
+        ({"metric": "mAP50", "patienceEpochs": 1, "minDelta": 0.01}, 8),
+        ({"metric": "mAP50", "patienceEpochs": 2, "minDelta": 0.01}, 12),
+        ({"metric": "mAP50", "patienceEpochs": 1, "minDelta": 0.0001}, None),
+        ({"metric": "validationLoss", "patienceEpochs": 1, "minDelta": 0.1}, 12),
+    ],
+)
+def test_early_stopping_looks_at_its_metric_with_patience_and_least_gain(
+    early: dict[str, Any], stops: int | None, tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    """An epoch is 4 steps. mAP50 gains 0.1 once and 0.001 each time after; the loss falls by 1 twice, then by 0.01."""
+    training = {"steps": 20, "batchSize": 8, "evaluateEverySteps": 4, "emaDecay": 0, "earlyStopping": early}
+    run = Run(tmp_path, data, prepared, training=training)
+    assert run.loop.work.plan.steps_per_epoch == 4
+    values = [{"mAP50": 0.3 + 0.001 * n, "mAP50_95": 0.1} for n in range(6)]
+    judged(run, values, [5.0, 4.0, 3.99, 3.98, 3.97, 3.96], every=4)
+    assert (run.loop.state.step if run.loop.state.stopped_early else None) == stops
+
+
+def test_overfitting_is_said_while_it_happens_and_the_rest_at_the_end(
+    tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    training = {"steps": 20, "batchSize": 2, "evaluateEverySteps": 2, "emaDecay": 0}
+    run = Run(tmp_path, data, prepared, training=training)
+    values = [{"mAP50": 0.1, "mAP50_95": 0.05}] * 10
+    judged(run, values, [3, 2, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6])
+    assert "Overfitting" in run.reasons()
+    run.change(evaluate_training=lambda _: Scored({"mAP50": 0.9, "mAP50_95": 0.9}))
+    run.loop.judge.warn_at_end(run.loop.state)
+    told = {line["reason"]: line["message"] for line in run.events("warning")}
+    assert "no better after step 2 of 20" in told["Stagnant"]
+    assert "knows the images that it trained on (mAP50_95 0.90)" in told["Overfitting"]
+    run.change(evaluate_training=lambda _: Scored({"mAP50": 0.1, "mAP50_95": 0.1}))
+    run.loop.judge.warn_at_end(run.loop.state)
+    assert "Underfitting" in run.reasons()
+
+
+def test_the_time_of_earlier_attempts_counts_and_is_not_told_twice(
+    tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    training = {"steps": 50, "batchSize": 2, "evaluateEverySteps": 100, "maxDurationSeconds": 100}
+    run = Run(tmp_path, data, prepared, training=training, trainedSeconds=90)
+    now = [0.0]
+    make = run.loop.work.batch
+
+    def slow(step: int, steps: int) -> Any:
+        now[0] += 2.0
+        return make(step, steps)
+
+    run.change(clock=lambda: now[0], batch=slow, deadline=None)
+    ending = run.loop.run()
+    assert (ending.outcome, ending.step) == (Outcome.MAX_DURATION_REACHED, 5)
+    assert run.loop.state.seconds == pytest.approx(100)
+    assert run.loop.attempt_seconds == pytest.approx(10)
+
+
+def test_without_a_checkpoint_it_goes_back_to_the_first_step(tmp_path: Path, data: Path, prepared: Prepared) -> None:
+    training = {"steps": 6, "batchSize": 2, "evaluateEverySteps": 100, "checkpointEverySteps": 100}
+    run = Run(tmp_path, data, prepared, training=training)
+    run.change(batch=poisoned(run.loop.work.batch, {1, 2, 3}))
+    assert run.loop.run().outcome is Outcome.COMPLETED
+    assert run.loop.state.rate_factor == 0.5
+    assert "back to step 0" in next(x["message"] for x in run.events("warning") if x["reason"] == "LearningRateHalved")
+    lines = map(json.loads, (tmp_path / "metrics-1.jsonl").read_text().splitlines())
+    steps = [line["step"] for line in lines if line["kind"] == "step"]
+    assert steps == [1, 1, 2, 3, 4, 5, 6], "the step that was under way is not booked"
+
+
+def test_the_seed_decides_over_first_weights_and_random_parts_of_the_network(
+    tmp_path: Path, data: Path, prepared: Prepared
+) -> None:
+    def first(seed: int, folder: str) -> torch.Tensor:
+        run = Run(tmp_path / folder, data, prepared, training={"steps": 2, "batchSize": 2, "seed": seed})
+        run.loop._step(0)
+        return torch.cat([torch.rand(4), run.loop.network.state_dict()["backbone.stem.0.weight"].flatten()[:4]])
+
+    assert torch.equal(first(1, "a"), first(1, "b"))
+    assert (first(1, "c") != first(2, "d")).all()
+
+
+def test_bf16_and_fp32_take_different_steps(tmp_path: Path, data: Path, prepared: Prepared) -> None:
+    losses = {}
+    for precision in ("FP32", "BF16"):
+        training = {"steps": 1, "batchSize": 2, "precision": precision}
+        run = Run(tmp_path / precision, data, prepared, training=training)
+        losses[precision] = float(gradients(run.loop.work, run.loop.state, run.loop.work.batch(0, 1), True)[0])
+        assert all(
+            p.dtype == p.grad.dtype == torch.float32 for p in run.loop.network.parameters() if p.grad is not None
+        )
+    assert losses["BF16"] != losses["FP32"]
+    assert losses["BF16"] == pytest.approx(losses["FP32"], rel=0.05)

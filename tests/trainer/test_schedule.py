@@ -69,3 +69,37 @@ def test_planned_steps_fit_and_never_grow(step: int, more: int, left: float, eac
 
 def test_a_step_of_two_seconds_and_a_minute_left() -> None:
     assert fitting_steps(30, 1000, 60, 2.0) == 30 + 28
+
+
+def test_linear_and_cosine_are_half_way_in_the_middle() -> None:
+    for kind in (Schedule.LINEAR, Schedule.COSINE):
+        training = Training(schedule=kind, warmup_steps=0, final_learning_rate_percent=0)
+        assert learning_rate(training, 1.0, 50, 101) == pytest.approx(0.5)
+        assert learning_rate(training, 1.0, 100, 101) == 0
+    quarter = Training(schedule=Schedule.LINEAR, warmup_steps=0, final_learning_rate_percent=20)
+    assert learning_rate(quarter, 1.0, 25, 101) == pytest.approx(0.8)
+
+
+def test_the_warm_up_rises_by_equal_parts() -> None:
+    training = Training(schedule=Schedule.CONSTANT, warmup_steps=4)
+    rates = [learning_rate(training, 1.0, step, 100) for step in range(6)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert [schedule.warmup_steps(Training(), steps) for steps in (30, 200, 10_000, 1_000_000)] == [10, 20, 300, 1000]
+
+
+def test_validation_is_every_so_many_epochs_or_steps() -> None:
+    assert schedule.evaluation_interval(Training(), images=100, batch_size=8) == 12
+    assert schedule.evaluation_interval(Training(evaluate_every_epochs=3), images=100, batch_size=8) == 38
+    assert schedule.evaluation_interval(Training(evaluate_every_steps=7), images=100, batch_size=8) == 7
+    assert schedule.evaluation_interval(Training(), images=4, batch_size=8) == 1
+
+
+def test_the_loss_scale_of_fp16_halves_after_a_bad_step_and_doubles_after_many_fine_ones() -> None:
+    assert schedule.loss_scale(1.0, 0, False) == (1.0, 0), "without FP16 there is none"
+    assert schedule.loss_scale(4096.0, 7, False) == (2048.0, 0)
+    assert schedule.loss_scale(schedule.LEAST_LOSS_SCALE, 0, False) == (schedule.LEAST_LOSS_SCALE, 0)
+    scale, fine = 4096.0, 0
+    for _ in range(schedule.FINE_STEPS):
+        scale, fine = schedule.loss_scale(scale, fine, True)
+    assert (scale, fine) == (8192.0, 0)
+    assert schedule.loss_scale(schedule.LARGEST_LOSS_SCALE, schedule.FINE_STEPS, True)[0] == schedule.LARGEST_LOSS_SCALE

@@ -117,10 +117,12 @@ def load_uri(uri: str, folder: Path, task: Task = Task.DETECTION, strict: bool =
     return voc.load(wanted, task, sources, strict=strict)
 
 
-def prepared(files: Mapping[str, bytes], folder: Path, task: Task = Task.DETECTION, **fields: Any) -> Prepared:
+def prepared(
+    files: Mapping[str, bytes], folder: Path, task: Task = Task.DETECTION, shared: bool = False, **fields: Any
+) -> Prepared:
     """The files as a zip, read, decoded and split."""
     wanted = spec(zipped(files, folder / "data.zip").as_uri(), **fields)
-    return prepare(wanted, task, Storage(), folder / "cache", image_size=(64, 64))
+    return prepare(wanted, task, Storage(), folder / "cache", image_size=(64, 64), shared=shared)
 
 
 def found(dataset: voc.Dataset | Prepared, reason: str) -> list[Finding]:

@@ -3,7 +3,8 @@
     TRAINYARD_STANDBY=file python -m trainyard_trainer     waits for its RunSpec, warm
     python -m trainyard_trainer            reads /etc/trainyard/run.json, or the file that TRAINYARD_RUN_SPEC names
 
-SIGTERM sets a flag; the training finishes its step, saves, uploads, and the process exits with 75.
+SIGTERM sets a flag; the training finishes its step, saves, uploads, and the process exits with 75. With several GPUs or nodes this
+process is the supervisor of one child for each GPU, which it starts with the same command.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -24,9 +26,11 @@ from trainyard_api.report import ExitCode, Result
 from trainyard_api.run import STANDBY_ENV, RunSpec
 
 from trainyard_trainer import history
-from trainyard_trainer.attempt import failed, new_folder, run_attempt
-from trainyard_trainer.errors import BadSpec, DiskFull, Interrupted, TrainerError
+from trainyard_trainer.attempt import Attempt, failed, new_folder, run_attempt
+from trainyard_trainer.errors import BadSpec, DiskFull, GPUOutOfMemory, Interrupted, TrainerError
 from trainyard_trainer.mirror import LOG, Mirror
+from trainyard_trainer.place import ALONE, LOCAL_RANK, STARTED, Place, place_of
+from trainyard_trainer.processes import end_with_parent, supervise
 from trainyard_trainer.report import Reporter, write_termination_message
 from trainyard_trainer.standby import wait_for_work
 from trainyard_trainer.store import Storage
@@ -66,12 +70,22 @@ def main() -> None:
         else:
             stop.install()
             spec = read_spec(Path(os.environ.get("TRAINYARD_RUN_SPEC", DEFAULT_SPEC)))
+        place = place_of(spec)
     except TrainerError as error:
         result = failed(error, {})
         write_termination_message(result)
         print(json.dumps({"event": "result", **result.to_dict()}), flush=True)
         sys.exit(result.exit_code)
-    sys.exit(run(spec, stop, started).exit_code)
+    if place.world == 1:
+        sys.exit(run(spec, stop, started).exit_code)
+    if LOCAL_RANK not in os.environ:
+        sys.exit(supervise(spec, process_start() if started is None else started, stop()).exit_code)
+    end_with_parent()
+    result = run(spec, stop, float(os.environ[STARTED]), place)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking down connections to ranks that are gone already could hang or crash.
+    os._exit(result.exit_code)
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -99,29 +113,43 @@ def process_start() -> float:
     return now - age if 0 <= age < 60 else now
 
 
-def run(spec: RunSpec, stop: StopFlag, started: float | None = None) -> Result:
+def run(spec: RunSpec, stop: StopFlag, started: float | None = None, place: Place = ALONE) -> Result:
     """One attempt to its end, told everywhere; every failure becomes a Result. `started`: on `time.monotonic`'s scale."""
     started = process_start() if started is None else started
     folder = new_folder(spec)
-    reporter = Reporter(spec, folder / history.FILE, log_path=folder / LOG)
-    mirror = Mirror(Storage.open(spec.secrets_path, "output"), spec.attempt_uri, folder, reporter)
+    close: Callable[[], None] = lambda: None  # noqa: E731
+    if place.leads:
+        reporter = Reporter(spec, folder / history.FILE, log_path=folder / LOG)
+        close = Mirror(Storage.open(spec.secrets_path, "output"), spec.attempt_uri, folder, reporter).close
+    else:
+        reporter = quiet_reporter(spec, place)
     try:
-        result = run_attempt(spec, stop, started, reporter, folder)
+        result = run_attempt(Attempt(spec, reporter, folder, stop, started, place))
     except TrainerError as error:
         result = failed(error, reporter.known)
     except Exception as error:
         result = failed(_as_trainer_error(error, stop), reporter.known)
         if result.exit_code == ExitCode.ERROR:
             reporter.traceback(traceback.format_exc())
-    reporter.close(result, last=mirror.close)
+    reporter.close(result, last=close)
     shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def quiet_reporter(spec: RunSpec, place: Place) -> Reporter:
+    """Of a process that is not the first: its result counts, everything else the first one tells. One of each pod writes a log."""
+    out = sys.stdout if place.leads_node else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 as long as the process
+    return Reporter(spec.model_copy(update={"intake": None}), out=out)
 
 
 def _as_trainer_error(error: Exception, stop: StopFlag) -> TrainerError:
     """What nobody foresaw; a full disk shows in many places."""
     if isinstance(error, OSError) and error.errno == 28:
         return DiskFull(f"a disk is full: {error.filename or error}; give the execution more ephemeral storage.")
+    if type(error).__name__ == "OutOfMemoryError":
+        return GPUOutOfMemory(
+            f"out of GPU memory: {str(error)[:300]}; lower batchSize or imageSize, or take a larger GPU."
+        )
     if stop():
         return Interrupted(f"asked to stop; on the way out: {type(error).__name__}: {error}")
     return TrainerError(f"{type(error).__name__}: {error}")

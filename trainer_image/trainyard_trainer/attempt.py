@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from trainyard_api.architectures import ARCHITECTURES, Task
 from trainyard_api.execution import OnTimeout
-from trainyard_api.report import Outcome, Phase, Result
+from trainyard_api.report import ExitCode, Outcome, Phase, Result
 from trainyard_api.run import RunSpec
 
+from trainyard_trainer import sharing
 from trainyard_trainer.errors import BadSpec, Interrupted, TrainerError
+from trainyard_trainer.place import ALONE, Place
 from trainyard_trainer.prepare import Prepared, prepare
 from trainyard_trainer.records import StopFlag
 from trainyard_trainer.report import Reporter
@@ -45,6 +47,7 @@ class Attempt:
     folder: Path
     stop: StopFlag
     started: float
+    place: Place = ALONE
 
     @property
     def deadline(self) -> float | None:
@@ -62,9 +65,9 @@ class Attempt:
         return self.started + self.spec.timeout_seconds
 
 
-def run_attempt(spec: RunSpec, stop: StopFlag, started: float, reporter: Reporter, folder: Path) -> Result:
+def run_attempt(attempt: Attempt) -> Result:
     """The result of an attempt that ended well. Raises a TrainerError for every other end."""
-    attempt = Attempt(spec, reporter, folder, stop, started)
+    spec, reporter = attempt.spec, attempt.reporter
     size = check_spec(spec)
     output = Storage.open(spec.secrets_path, "output")
     with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
@@ -90,11 +93,6 @@ def check_spec(spec: RunSpec) -> tuple[int, int]:
     architecture = built[spec.architecture]
     if spec.task not in architecture.tasks:
         raise BadSpec(f"{spec.architecture} cannot do {spec.task.value}; set task to {architecture.task.value}.")
-    if spec.gpus > 1 or spec.nodes > 1:
-        raise BadSpec(
-            f"this release trains on one GPU of one node, {spec.gpus} GPUs and {spec.nodes} nodes were asked for; set resources.gpus to 1"
-            " and leave resources.nodes out."
-        )
     wanted = spec.dataset.image_size or architecture.image_size
     size = input_size(wanted) if spec.task is Task.DETECTION else input_size(wanted, step=1, least=32)
     if min(size) < architecture.least_size and spec.task is Task.DETECTION:
@@ -121,13 +119,17 @@ def _before_torch(
     attempt: Attempt, output: Storage, size: tuple[int, int]
 ) -> tuple[Result | None, Parent | None, Prepared | None]:
     """What an earlier attempt published already, else the data."""
-    spec, reporter = attempt.spec, attempt.reporter
+    spec, reporter, place = attempt.spec, attempt.reporter, attempt.place
+    if not place.leads_node:
+        assert place.folder is not None
+        return None, None, sharing.take(place.folder, attempt.stop)
     reporter.phase(Phase.FETCHING)
     before = published_before(spec, output)
     if before is not None:
-        publish_copy(spec, output, reporter)
+        if place.leads:
+            publish_copy(spec, output, reporter)
         return before, None, None
-    if not output.honours_if_absent(spec.run_uri):
+    if place.leads and not output.honours_if_absent(spec.run_uri):
         reporter.warn(
             "StorageIgnoresConditions", "the output storage ignores If-None-Match: two attempts could both publish."
         )
@@ -144,11 +146,14 @@ def _before_torch(
         image_size=size,
         known_labels=parent.labels if parent else (),
         known_sides=known_from_json(parent.dataset) if parent and parent.dataset else None,
+        shared=place.local_world > 1,
         stop=attempt.stop,
         progress=lambda phase, done, total: reporter.phase(
             phase, _amount(phase, done, total), 100 * done // max(1, total)
         ),
     )
+    if place.local_world > 1 and place.folder is not None:
+        sharing.hand_out(prepared, place.folder)
     return None, parent, prepared
 
 
@@ -170,7 +175,8 @@ def import_torch(architecture: str) -> None:
 def _train_and_publish(
     attempt: Attempt, output: Storage, size: tuple[int, int], parent: Parent | None, prepared: Prepared
 ) -> Result:
-    from trainyard_trainer.assemble import build_loop
+    from trainyard_trainer import ranks
+    from trainyard_trainer.assemble import build_loop, uncompiled
     from trainyard_trainer.publish import Model, Publishing, publish
 
     spec, reporter = attempt.spec, attempt.reporter
@@ -181,15 +187,19 @@ def _train_and_publish(
         saved = loop.work.checkpoints.saved
         reporter.progress(
             step=ending.step, steps=ending.steps, checkpoint_step=saved.step if saved else loop.resumed_from,
-            training_seconds=round(loop.state.seconds),
+            training_seconds=round(loop.attempt_seconds),
         )  # fmt: skip
         at = f"a checkpoint of step {saved.step} is saved" if saved else "there is no checkpoint yet"
         raise Interrupted(f"{ending.message}; {at}.")
-    _warn_at_end(reporter, loop)
+    if not attempt.place.leads:
+        return Result(exit_code=ExitCode.DONE, reason=ending.outcome.value, message="the first process publishes.")
+    ranks.leave()
+    uncompiled(loop.network)
     if ending.best is not None:
         loop.network.load_state_dict(ending.best.weights)
     elif spec.training.ema_decay != 0:
         loop.average.swap()
+    loop.judge.warn_at_end(loop.state)
     saved = loop.work.checkpoints.saved
     loop.work.checkpoints.wait()
     model = Model(
@@ -205,6 +215,7 @@ def _train_and_publish(
         Publishing(
             spec, prepared, size, output, reporter, attempt.folder / "version", loop.work.device, attempt.ends_at,
             round(loop.state.seconds), loop.resumed_from, saved.step if saved else loop.resumed_from,
+            round(loop.attempt_seconds),
         ),
     )  # fmt: skip
 
@@ -225,29 +236,6 @@ def _sentence(ending: Ending) -> str:
         Outcome.TIMEOUT_REACHED: f"timeoutSeconds was reached at {at}; the best model so far is published.",
         Outcome.FINISHED_EARLY: f"asked to publish at {at}; the best model so far is published.",
     }[ending.outcome or Outcome.COMPLETED]
-
-
-def _warn_at_end(reporter: Reporter, loop: Loop) -> None:
-    """Overfitting, underfitting, stagnation: judged on the evaluations."""
-    history = loop.state.history
-    if loop.best is None or len(history) < 5:
-        return
-    losses = [validation for _, _, validation in history]
-    lowest = losses.index(min(losses))
-    if len(losses) - lowest > 5 and losses[-1] > 1.1 * losses[lowest] and history[-1][1] < history[lowest][1]:
-        reporter.warn(
-            "Overfitting",
-            f"the validation loss has risen since step {history[lowest][0]} while the training loss fell; more images, stronger"
-            " augmentation or fewer epochs help.",
-        )
-    if loop.best.value < 0.1:
-        reporter.warn(
-            "Underfitting", "the model has learnt little; train longer, check the labels, or take a larger imageSize."
-        )
-    if loop.best.step < loop.state.step / 2:
-        reporter.warn(
-            "Stagnant", f"nothing got better after step {loop.best.step} of {loop.state.step}; fewer epochs would do."
-        )
 
 
 def new_folder(spec: RunSpec) -> Path:

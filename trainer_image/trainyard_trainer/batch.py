@@ -1,6 +1,8 @@
 """What the loop gets from `data`: a batch of images with their boxes as dense tensors, and the way back to the original pixels."""
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +29,36 @@ class Batch:
     records: tuple[int, ...]
     placements: Tensor | None = None
     targets: Tensor | None = None
+    ready: Any = None
+    """Event on the device after which its tensors are there; None: they are."""
 
     def __len__(self) -> int:
         return len(self.records)
 
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which copies to a GPU need not wait."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            difficult=self.difficult.pin_memory(),
+            targets=None if self.targets is None else self.targets.pin_memory(),
+        )
+
+    def after(self, ready: Any) -> "Batch":
+        """A batch whose tensors are being copied on a stream of their own; `to` waits for that on the device, not here."""
+        return replace(self, ready=ready)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; asynchronous from pinned memory."""
+        if self.ready is not None:
+            stream = torch.cuda.current_stream(self.images.device)
+            stream.wait_event(self.ready)
+            for tensor in (self.images, self.boxes, self.labels, self.difficult, self.targets):
+                if tensor is not None:
+                    tensor.record_stream(stream)
+            return replace(self, ready=None)
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),
@@ -44,8 +70,9 @@ class Batch:
 
     def split(self, parts: int) -> list["Batch"]:
         """The batch in `parts` micro-batches (fewer when it has fewer images), for gradient accumulation."""
-        size = -(-len(self) // parts)
-        return [self.part(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        parts = min(parts, len(self))
+        edges = [len(self) * part // parts for part in range(parts + 1)]
+        return [self.part(start, stop) for start, stop in pairwise(edges)]
 
     def part(self, start: int, stop: int) -> "Batch":
         """Images `start` to `stop`: a micro-batch, or one rank's slice of the global batch."""
@@ -58,6 +85,7 @@ class Batch:
             records=self.records[start:stop],
             placements=None if self.placements is None else self.placements[start:stop],
             targets=None if self.targets is None else self.targets[start:stop],
+            ready=self.ready,
         )
 
     def to_original(self, image: int, boxes: Tensor) -> Tensor:

@@ -55,11 +55,12 @@ def spec_digest(spec: RunSpec) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """What the arithmetic depends on: the same everywhere means bitwise the same continuation."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
     }
 
@@ -119,13 +120,14 @@ def load(storage: Storage, saved: Saved, folder: Path, spec: str | None, data: s
 
 
 class Checkpoints:
-    """Writes an attempt's checkpoints; uploads run in a thread, one at a time.
+    """Writes an attempt's checkpoints; uploads run in a thread, one at a time. Without a storage nothing is written: only the first
+    of several processes does that.
 
     `saved` is the last one that is whole on storage. An upload that fails is told by the next call of `failure`, and tried
     again with the next checkpoint.
     """
 
-    def __init__(self, storage: Storage, attempt_uri: str, folder: Path) -> None:
+    def __init__(self, storage: Storage | None, attempt_uri: str, folder: Path) -> None:
         self._storage, self._prefix, self._folder = storage, f"{attempt_uri}checkpoints/", folder
         self._thread: threading.Thread | None = None
         self._error: TrainerError | None = None
@@ -140,6 +142,8 @@ class Checkpoints:
         """Writes the state now and uploads it in the background. False when one is still in flight: then this one is skipped."""
         if self.busy:
             return False
+        if self._storage is None:
+            return True
         path = self._folder / f"{step}.pt"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -164,6 +168,7 @@ class Checkpoints:
 
     def _upload(self, path: Path, step: int) -> None:
         started = time.monotonic()
+        assert self._storage is not None
         try:
             saved = Saved(step, f"{self._prefix}{path.name}", path.stat().st_size, sha256_of(path))
             self._storage.upload(path, saved.uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,34 +12,69 @@ from trainyard_api.architectures import ARCHITECTURES
 from trainyard_api.run import RunSpec, StandbySpec
 from trainyard_api.training import Precision
 
+from trainyard_trainer.batch import Batch
 from trainyard_trainer.errors import BadSpec, GPUMissing
 
 ALLOW_CPU = "TRAINYARD_ALLOW_CPU"
 
 
-def choose_device(spec: RunSpec | StandbySpec) -> torch.device:
+def choose_device(spec: RunSpec | StandbySpec, local_rank: int = 0) -> torch.device:
     """The GPU when one was asked for, else the CPU. Raises GPUMissing rather than training silently on a CPU."""
     if spec.gpus == 0:
         return torch.device("cpu")
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
-        return torch.device("cuda", 0)
+        if local_rank >= torch.cuda.device_count():
+            raise GPUMissing(
+                f"{spec.gpus} GPUs were asked for and {torch.cuda.device_count()} are visible on {_node()}; check the node's device plugin,"
+                " or set resources.gpus to what there is."
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        return device
     if os.environ.get(ALLOW_CPU) == "1":
         return torch.device("cpu")
-    node = os.environ.get("NODE_NAME") or os.uname().nodename
     raise GPUMissing(
-        f"a GPU was asked for and none is visible on {node} ({_driver()}); check the node's driver and device plugin, or set"
+        f"a GPU was asked for and none is visible on {_node()} ({_driver()}); check the node's driver and device plugin, or set"
         " resources.gpus to 0 to train on CPUs."
     )
 
 
-def limit_threads() -> int:
-    """Threads for torch: OMP_NUM_THREADS, else what the cgroup grants, else the CPUs that this process may use."""
+def _node() -> str:
+    return os.environ.get("NODE_NAME") or os.uname().nodename
+
+
+class OnDevice:
+    """Batches on a GPU: two pinned buffers in turn and a stream of their own for the copies, so that neither waits for the training.
+
+    `make(step, steps)` gives the batch on the CPU. Called from the thread that makes batches ahead.
+    """
+
+    def __init__(self, make: Callable[[int, int], Batch], device: torch.device) -> None:
+        self._make, self._device = make, device
+        self._stream = torch.cuda.Stream(device)
+        self._kept: list[tuple[Batch, torch.cuda.Event]] = []
+
+    def __call__(self, step: int, steps: int) -> Batch:
+        pinned = self._make(step, steps).pinned()
+        with torch.cuda.stream(self._stream):
+            moved = pinned.to(self._device)
+            copied = torch.cuda.Event()
+            copied.record()
+        # The pinned memory of a copy under way must not be used again: the buffer before the last is free once its copy is done.
+        self._kept.append((pinned, copied))
+        if len(self._kept) > 2:
+            self._kept.pop(0)[1].synchronize()
+        return moved.after(copied)
+
+
+def limit_threads(processes: int = 1) -> int:
+    """Threads for torch: OMP_NUM_THREADS, else this process's part of what the cgroup grants or of the CPUs that it may use."""
     if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         threads = int(os.environ["OMP_NUM_THREADS"])
     else:
-        threads = min(len(os.sched_getaffinity(0)), cgroup_cpus())
+        threads = min(len(os.sched_getaffinity(0)), cgroup_cpus()) // processes
     torch.set_num_threads(max(1, threads))
     return torch.get_num_threads()
 

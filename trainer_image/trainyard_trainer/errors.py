@@ -74,6 +74,12 @@ class NothingInTime(TrainerError):
     default_reason = "TimedOut"
 
 
+class RankLost(TrainerError):
+    """Another process of the training is gone, so that this one cannot go on; what happened is said by the other one."""
+
+    default_reason = "RankLost"
+
+
 class VersionTaken(TrainerError):
     """Storage already has this version; `highest` is the highest one there."""
 

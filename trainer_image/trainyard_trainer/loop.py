@@ -2,7 +2,8 @@
 takes the very same steps.
 
 At the head of each step it evaluates and saves when due, then looks whether to stop; then comes the step. Nothing in a step waits
-for the device: its loss is read one step later.
+for the device: its loss is read one step later. Several ranks take the same way through the loop: what only one of them can know (the
+time, a signal, an evaluation) they agree on at the head.
 """
 
 from __future__ import annotations
@@ -11,76 +12,88 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 from trainyard_api.report import Outcome, Phase
-from trainyard_api.status import Metrics, Scores
-from trainyard_api.training import EarlyStoppingMetric
+from trainyard_api.status import Metrics
 
-from trainyard_trainer import schedule
-from trainyard_trainer.batch import Batch
-from trainyard_trainer.errors import GPUOutOfMemory, NothingInTime, TrainerError
+from trainyard_trainer import ranks, schedule
+from trainyard_trainer.errors import NothingInTime, TrainerError
+from trainyard_trainer.gradients import gradients
+from trainyard_trainer.judge import Judge
 from trainyard_trainer.optimizer import Average, Optimizer
 from trainyard_trainer.state import Best, State, copied, pack, unpack
-from trainyard_trainer.task import Evaluation
 from trainyard_trainer.telling import Pace, metrics_of, progress_of
 from trainyard_trainer.work import Ending, Pending, Work
 
 STEPS_BEFORE_PLAN = 30
 STEPS_NOT_MEASURED = 5
-RAW_TOO_FROM = 0.75
-"""Until this share of the steps only the averaged weights are evaluated: at a high learning rate they are the better ones."""
 MOST_BAD_STEPS = 3
-MOST_HALVINGS = 3
 SMOOTHING = 0.95
+OUTCOMES = tuple(Outcome)
 
 
 @dataclass
 class Loop:
     work: Work
     state: State = field(init=False)
-    best: Best | None = None
     resumed_from: int | None = None
 
     def __post_init__(self) -> None:
         w = self.work
         training = w.spec.training
-        self.state = State(steps=w.plan.steps)
+        self.state = State(steps=w.plan.steps, seconds=float(w.spec.trained_seconds))
         if w.autocast is torch.float16:
-            self.state.loss_scale = 1024.0
+            self.state.loss_scale = schedule.FIRST_LOSS_SCALE
         self.network = w.task.network
         self.optimizer = Optimizer(list(self.network.parameters()), training)
         self.average = Average(self.network)
+        self.judge = Judge(w, self.network, self.average)
         self.interval = schedule.evaluation_interval(training, w.images, w.plan.batch_size)
         self._good: dict[str, Any] | None = None
         self._saved_step = -1
-        self._latest: Scores | None = None
+        self._begun = (self.state.seconds, w.clock())
         self._pace = Pace()
+
+    @property
+    def best(self) -> Best | None:
+        return self.judge.best
+
+    @property
+    def attempt_seconds(self) -> float:
+        """Training time of this attempt; `state.seconds` is that of the whole run."""
+        return self.state.seconds - self._begun[0]
 
     def resume(self, packed: dict[str, Any]) -> None:
         """Goes on from a checkpoint."""
-        self.state, self.best = unpack(packed, self.network, self.average, self.optimizer)
+        self.state, self.judge.best = unpack(packed, self.network, self.average, self.optimizer)
+        # What an attempt trained after its last checkpoint counts, too.
+        self.state.seconds = max(self.state.seconds, float(self.work.spec.trained_seconds))
         self.resumed_from = self._saved_step = self.state.step
         self._good = copied(packed)
+        self._begun = (self.state.seconds, self.work.clock())
 
     def run(self) -> Ending:
         """Trains to the end, or to whatever comes first: the stop flag, the time, early stopping, being asked to publish."""
-        w, state = self.work, self.state
+        w = self.work
         self.network.train()
-        before, begun = state.seconds, w.clock()
+        if self._good is None:
+            self._good = copied(self._packed())
+        before, begun = self._begun = (self.state.seconds, w.clock())
         pending: Pending | None = None
-        first = state.step
+        first = self.state.step
         while True:
             state = self.state
             state.seconds = before + w.clock() - begun
-            ending = self._ending()
+            self._plan_time(first)
+            ending, evaluate = self._agreed(self._ending())
             if pending is not None and (ending or self._evaluation_due() or self._save_due()):
                 self._read(pending)
                 pending = None
                 continue
             if ending is not None and ending.outcome is None:
                 return self._interrupted(ending)
-            if self._evaluation_due() or (ending is not None and self._wants_last_evaluation(ending)):
-                self._evaluate()
+            if self._evaluation_due() or evaluate:
+                self.judge.look(state)
+                w.reporter.metrics(self._metrics())
                 continue
             if ending is not None:
                 return ending
@@ -88,75 +101,39 @@ class Loop:
                 self._save()
             if state.step >= first + STEPS_NOT_MEASURED:
                 self._pace.begin(state.step, w.clock())
-            self._plan_time(first)
-            launched = self._step()
-            if pending is not None:
-                self._read(pending)
-            pending = launched
+            launched = self._step(first)
+            # A step that was begun before the training went back to a checkpoint belongs to nothing any more.
+            gone_back = pending is not None and self._read(pending)
+            pending = None if gone_back else launched
 
     # One step
 
-    def _step(self) -> Pending:
+    def _step(self, first: int) -> Pending:
         w, state, training = self.work, self.state, self.work.spec.training
-        batch = w.batch(state.step, state.steps)
         # Dropout and sampling are functions of the step, too.
-        torch.manual_seed(training.seed * 1_000_003 + state.step)
+        seed = (training.seed * 1_000_003 + state.step) * 1_009 + ranks.rank()
+        torch.default_generator.manual_seed(seed)
+        if w.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        batch = w.batch(state.step, state.steps)
         frozen = schedule.is_frozen(training, w.plan, state.step)
         w.task.backbone.requires_grad_(not frozen)
         w.task.backbone.train(not frozen)
         rate = schedule.learning_rate(training, w.learning_rate * state.rate_factor, state.step, state.steps)
-        loss, parts = self._forward_backward(batch)
+        loss, parts = gradients(w, state, batch, may_halve=state.step - first < w.plan.steps_per_epoch)
         norm, fine = self.optimizer.step(rate, loss, state.loss_scale)
         self.average.update(schedule.ema_decay(training, state.step, state.steps))
         launched = Pending(state.step, batch, loss, parts, norm, fine, rate)
         state.step += 1
         return launched
 
-    def _forward_backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gradients of a batch, in as many parts as asked for or as memory needs."""
+    def _read(self, pending: Pending) -> bool:
+        """Books a step: its numbers, and what follows when they are not finite. True when the training went back to a checkpoint."""
         w, state = self.work, self.state
-        while True:
-            try:
-                return self._parts(batch, w.spec.training.gradient_accumulation * 2**state.halvings)
-            except torch.cuda.OutOfMemoryError as error:
-                for parameter in self.network.parameters():
-                    parameter.grad = None
-                if state.halvings == MOST_HALVINGS or state.step >= w.plan.steps_per_epoch:
-                    raise GPUOutOfMemory(
-                        f"out of GPU memory with {len(batch)} images in {2**state.halvings} parts; lower batchSize or imageSize,"
-                        " or take a larger GPU."
-                    ) from error
-                torch.cuda.empty_cache()
-                state.halvings += 1
-                w.reporter.warn(
-                    "BatchHalved",
-                    f"out of GPU memory: a batch now goes through the network in {2**state.halvings} parts; its size stays {len(batch)}.",
-                )
-
-    def _parts(self, batch: Batch, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
-        w = self.work
-        total, sums = None, {}
-        weight = max(1, w.task.weight(batch))
-        micro_batches = batch.split(parts) if parts > 1 else [batch]
-        for micro in micro_batches:
-            share = 1.0 if len(micro_batches) == 1 else max(w.task.weight(micro), 0.01 * weight) / weight
-            moved = micro.to(w.device)
-            with torch.autocast(w.device.type, w.autocast or torch.bfloat16, enabled=w.autocast is not None):
-                loss = w.task.loss(moved)
-            (loss.total * (share * self.state.loss_scale)).backward()
-            value = loss.total.detach() * share
-            total = value if total is None else total + value
-            for name, part in loss.parts.items():
-                sums[name] = sums[name] + part * share if name in sums else part * share
-        assert total is not None
-        return total, sums
-
-    def _read(self, pending: Pending) -> None:
-        """Books a step: its numbers, and what follows when they are not finite."""
-        w, state = self.work, self.state
-        if not bool(pending.fine):
-            self._bad_step(pending)
-            return
+        fine = bool(pending.fine)
+        state.loss_scale, state.fine_in_a_row = schedule.loss_scale(state.loss_scale, state.fine_in_a_row, fine)
+        if not fine:
+            return self._bad_step(pending)
         state.in_a_row = 0
         values = {"loss": float(pending.loss), **{name: float(part) for name, part in pending.parts.items()}}
         for name, value in values.items():
@@ -168,35 +145,37 @@ class Loop:
             {"step": pending.step + 1, **values, "learningRate": pending.rate, "gradientNorm": float(pending.norm)},
         )
         self._tell(pending)
+        return False
 
-    def _bad_step(self, pending: Pending) -> None:
+    def _bad_step(self, pending: Pending) -> bool:
         """Skipped and counted; after three in a row back to the last checkpoint at half the learning rate, once; then an error."""
         w, state = self.work, self.state
         state.skipped += 1
+        if state.loss_scale > schedule.LEAST_LOSS_SCALE:
+            # Too large a scale overflows FP16: that is how the right one is found.
+            return False
         state.in_a_row += 1
-        if state.loss_scale > 16:
-            state.loss_scale /= 2
-            state.in_a_row = 0
-            return
         w.reporter.warn(
             "LossNotFinite", f"the loss was not finite in {state.skipped} steps, the last at step {pending.step + 1}."
         )
         if state.in_a_row < MOST_BAD_STEPS:
-            return
-        if state.rolled_back or self._good is None:
+            return False
+        if state.rolled_back:
             raise TrainerError(
                 f"the loss is not finite at step {pending.step + 1} ({w.file_names(pending.batch)}); lower learningRate, or look at"
                 " these files.",
                 reason="LossNotFinite",
             )
+        assert self._good is not None
         seconds, skipped, factor = state.seconds, state.skipped, state.rate_factor
-        self.state, self.best = unpack(copied(self._good), self.network, self.average, self.optimizer)
+        self.state, self.judge.best = unpack(copied(self._good), self.network, self.average, self.optimizer)
         self.state.seconds, self.state.skipped = seconds, skipped
         self.state.rate_factor, self.state.rolled_back = factor / 2, True
         w.reporter.warn(
             "LearningRateHalved",
             f"back to step {self.state.step} with half the learning rate: the loss was not finite.",
         )
+        return True
 
     # What happens between steps
 
@@ -209,70 +188,13 @@ class Loop:
             and (state.step % self.interval == 0 or state.step >= state.steps)
         )
 
-    def _wants_last_evaluation(self, ending: Ending) -> bool:
+    def _wants_last_evaluation(self, ending: Ending | None) -> bool:
         """Before publishing: when there is no best model yet, or time enough for a look at the last one."""
-        if self.work.validation_images == 0 or self.state.evaluated == self.state.step:
+        if ending is None or ending.outcome is None or self.work.validation_images == 0:
+            return False
+        if self.state.evaluated == self.state.step:
             return False
         return self.best is None or ending.outcome is Outcome.FINISHED_EARLY
-
-    def _evaluate(self) -> None:
-        w, state = self.work, self.state
-        w.reporter.phase(Phase.EVALUATING)
-        passes = [True] if w.spec.training.ema_decay != 0 else [False]
-        if state.step >= RAW_TOO_FROM * state.steps and passes == [True]:
-            passes = [True, False]
-        shown: Evaluation | None = None
-        metric = w.spec.training.select_by.value if w.spec.training.select_by else "mAP50_95"
-        for averaged in passes:
-            evaluation = self._score(averaged)
-            if evaluation is None:
-                # Asked to stop, which the head of the loop sees; the resumed training evaluates this step again.
-                return
-            if shown is None or evaluation.value(metric) > shown.value(metric):
-                shown = evaluation
-            self._keep_best(evaluation, metric, averaged)
-        assert shown is not None
-        state.evaluated = state.step
-        state.history.append((state.step, state.smooth.get("loss", 0.0), shown.loss))
-        self._latest = shown.scores(w.labels, state.step)
-        told = {"step": state.step, "validationLoss": shown.loss, **shown.numbers()}
-        w.reporter.record("evaluation", told)
-        w.reporter.flush()
-        w.reporter.line("evaluation", **told)
-        self._watch_gain(shown, metric)
-        w.reporter.metrics(self._metrics())
-        w.reporter.phase(Phase.TRAINING)
-
-    def _score(self, averaged: bool) -> Evaluation | None:
-        if not averaged:
-            return self.work.evaluate(self.work.task)
-        self.average.swap()
-        try:
-            return self.work.evaluate(self.work.task)
-        finally:
-            self.average.swap()
-
-    def _keep_best(self, evaluation: Evaluation, metric: str, averaged: bool) -> None:
-        value = evaluation.value(metric)
-        if self.best is not None and value <= self.best.value:
-            return
-        weights = copied(self.network.state_dict())
-        if averaged:
-            weights |= copied(self.average.state_dict())
-        scores = evaluation.scores(self.work.labels, self.state.step, per_class=False).to_dict()
-        self.best = Best(weights, value, self.state.step, averaged, scores, evaluation.threshold)
-
-    def _watch_gain(self, evaluation: Evaluation, metric: str) -> None:
-        """Early stopping: how long ago it got better."""
-        early, state = self.work.spec.training.early_stopping, self.state
-        if early is None:
-            return
-        wanted = early.metric.value if early.metric else metric
-        value = -evaluation.loss if wanted == EarlyStoppingMetric.VALIDATION_LOSS.value else evaluation.value(wanted)
-        if state.gain_value is None or value > state.gain_value + early.min_delta:
-            state.gain_value, state.gain_step = value, state.step
-        elif state.step - state.gain_step >= early.patience_epochs * self.work.plan.steps_per_epoch:
-            state.stopped_early = True
 
     def _save_due(self) -> bool:
         state, every = self.state, self.work.spec.training.checkpoint_every_steps
@@ -287,7 +209,7 @@ class Loop:
         if failure is not None:
             w.reporter.warn("CheckpointFailed", f"a checkpoint could not be uploaded: {failure}")
         self._saved_step = state.step
-        packed = pack(state, self.best, self.network, self.average, self.optimizer, w.facts)
+        packed = self._packed()
         self._good = copied(packed)
         w.reporter.flush()
         return w.checkpoints.save(packed, state.step)
@@ -306,6 +228,9 @@ class Loop:
         if failure is not None:
             raise failure
         return ending
+
+    def _packed(self) -> dict[str, Any]:
+        return pack(self.state, self.best, self.network, self.average, self.optimizer, self.work.facts)
 
     # When to end
 
@@ -332,6 +257,26 @@ class Loop:
         if state.step == 0:
             raise NothingInTime("the time was over before the first step; raise timeoutSeconds or maxDurationSeconds.")
         return Ending(outcome, state.step, state.steps, self.best)
+
+    def _agreed(self, ending: Ending | None) -> tuple[Ending | None, bool]:
+        """The same for all ranks: whether and how to end, and whether to evaluate before that.
+
+        Any rank may have been asked to stop; everything else, the planned number of steps too, is as the first rank sees it.
+        """
+        evaluate = self._wants_last_evaluation(ending)
+        if ranks.world() == 1:
+            return ending, evaluate
+        state, mine = self.state, ranks.rank() == 0
+        stop = ending is not None and ending.outcome is None
+        code = 1 + OUTCOMES.index(ending.outcome) if ending is not None and ending.outcome is not None else 0
+        told = ranks.largest([stop, mine * code, mine * evaluate, mine * state.steps])
+        state.steps = int(told[3])
+        if told[0]:
+            message = f"interrupted at step {state.step} of {state.steps}"
+            return Ending(None, state.step, state.steps, self.best, message), False
+        if not told[1]:
+            return None, False
+        return Ending(OUTCOMES[int(told[1]) - 1], state.step, state.steps, self.best), bool(told[2])
 
     def _plan_time(self, first: int) -> None:
         """Once, after 30 steps: lowers `steps` to what fits, so that the schedule and the end of augmentation fit too."""
@@ -365,13 +310,13 @@ class Loop:
         rate = schedule.learning_rate(
             w.spec.training, w.learning_rate * state.rate_factor, max(0, state.step - 1), state.steps
         )
-        return metrics_of(state, self._latest, self.best, rate)
+        return metrics_of(state, self.judge.latest, self.best, rate)
 
     def _tell(self, pending: Pending) -> None:
         w, now = self.work, self.work.clock()
         self._pace.measure(self.state.step, now, w.plan.batch_size)
         saved = w.checkpoints.saved
-        told = progress_of(self.state, pending.step + 1, w.plan, self._pace)
+        told = progress_of(self.state, pending.step + 1, w.plan, self._pace, self.attempt_seconds)
         w.reporter.metrics(self._metrics())
         w.reporter.progress(
             **told, checkpoint_step=saved.step if saved else self.resumed_from, resumed_from_step=self.resumed_from

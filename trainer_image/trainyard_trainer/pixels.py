@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,15 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ZeroDivisionError, 
 
 @dataclass(frozen=True)
 class PixelCache:
-    """Pictures of records 0..n-1. `place` tells where: `memory` or `disk`."""
+    """Pictures of records 0..n-1. `place` tells where: `memory` or `disk`; `descriptor` is that of the file that holds them, where it
+    is kept open for other processes."""
 
     pixels: np.ndarray
     offsets: np.ndarray
     sizes: tuple[tuple[int, int], ...]
     """Width and height of each picture as it is kept."""
     place: str
+    descriptor: int | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -49,7 +51,7 @@ class PixelCache:
 
     def keep(self, indices: Sequence[int]) -> PixelCache:
         """Some of the pictures, renumbered; nothing is copied."""
-        return PixelCache(self.pixels, self.offsets[list(indices)], tuple(self.sizes[i] for i in indices), self.place)
+        return replace(self, offsets=self.offsets[list(indices)], sizes=tuple(self.sizes[i] for i in indices))
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,14 @@ def build(
     cache: Path | None,
     *,
     memory: int | None = None,
+    shared: bool = False,
     threads: int = 2,
     stop: StopFlag = never,
     progress: Progress = silent,
 ) -> tuple[PixelCache, Verdict]:
     """Decodes all pictures, each with its long side at most `HEADROOM * long_side`, or `long_side` where memory is short.
+
+    `shared`: into memory, or a file, that other processes of this user can map (`PixelCache.descriptor`).
 
     What exceeds `memory` bytes (default: half of what is free) becomes a memory-mapped file below `cache`; without one, BadData.
     """
@@ -87,9 +92,19 @@ def build(
         raise BadData(
             f"the decoded pictures take {total:,} bytes, {budget:,} may be used; ask for more memory, or a smaller dataset.imageSize."
         )
-    pixels = np.empty(total, np.uint8) if place == "memory" or not total else _file(cache or Path(), total)
+    descriptor = None
+    if not total or (place == "memory" and not shared):
+        pixels = np.empty(total, np.uint8)
+    else:
+        descriptor = _memory(total) if place == "memory" else _file(cache or Path(), total)
+        pixels = np.frombuffer(mmap.mmap(descriptor, total), np.uint8)
+        if not shared:
+            os.close(descriptor)
+            descriptor = None
     lengths = np.array([w * h * 3 for w, h in sizes], np.int64)
-    kept = PixelCache(pixels, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64), tuple(sizes), place)
+    kept = PixelCache(
+        pixels, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64), tuple(sizes), place, descriptor
+    )
     return kept, _decode_all(dataset, kept, side, threads, stop, progress)
 
 
@@ -170,7 +185,14 @@ def _bytes(sizes: Sequence[tuple[int, int]]) -> int:
     return sum(w * h * 3 for w, h in sizes)
 
 
-def _file(cache: Path, size: int) -> np.ndarray:
+def _memory(size: int) -> int:
+    """A block of `size` bytes in anonymous memory that has a descriptor; /dev/shm is too small in most pods."""
+    descriptor = os.memfd_create("pixels", os.MFD_CLOEXEC)
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def _file(cache: Path, size: int) -> int:
     """A block of `size` bytes in a file without a name, its space taken: writing to a sparse map on a full disk kills the process."""
     path = cache / f".pixels-{secrets.token_hex(8)}"
     try:
@@ -179,9 +201,10 @@ def _file(cache: Path, size: int) -> np.ndarray:
         try:
             path.unlink()
             os.posix_fallocate(descriptor, 0, size)
-            return np.frombuffer(mmap.mmap(descriptor, size), np.uint8)
-        finally:
+        except OSError:
             os.close(descriptor)
+            raise
+        return descriptor
     except OSError as error:
         existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
         raise DiskFull(

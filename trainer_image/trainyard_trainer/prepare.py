@@ -77,12 +77,13 @@ def prepare(
     known_labels: Sequence[str] = (),
     known_sides: split.Known | None = None,
     memory: int | None = None,
+    shared: bool = False,
     stop: StopFlag = never,
     progress: PhaseProgress = lambda phase, done, total: None,
 ) -> Prepared:
     """Raises a TrainerError that says what to do. `known_labels` and `known_sides` come from the version that is continued.
 
-    `image_size` is width and height of the network's input. The same spec and data give the same records and sides.
+    `image_size` is width and height of the network's input; `shared`: the pixels lie where other processes can map them. The same spec and data give the same records and sides.
     """
     sources, found = fetch(
         [source.uri for source in spec.sources],
@@ -105,6 +106,7 @@ def prepare(
         max(image_size),
         cache,
         memory=memory,
+        shared=shared,
         stop=stop,
         progress=lambda done, total: progress(Phase.CACHING, done, total),
     )

@@ -68,8 +68,10 @@ class Publishing:
     device: torch.device
     ends_at: float
     training_seconds: int
+    """Of the whole run; `attempt_seconds` is this attempt's part of it (None: all of it)."""
     resumed_from: int | None
     checkpoint_step: int | None
+    attempt_seconds: int | None = None
 
 
 def publish(model: Model, p: Publishing) -> Result:
@@ -106,7 +108,7 @@ def publish(model: Model, p: Publishing) -> Result:
             "message": model.message,
             "checkpoint_step": p.checkpoint_step,
             "resumed_from_step": p.resumed_from,
-            "training_seconds": p.training_seconds,
+            "training_seconds": p.training_seconds if p.attempt_seconds is None else p.attempt_seconds,
         }
     )
 

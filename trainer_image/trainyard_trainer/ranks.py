@@ -6,11 +6,27 @@ The gradients of all ranks are added up, not averaged. So a loss divides its ran
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional
+
+from trainyard_trainer.errors import BadData, Interrupted, RankLost
+from trainyard_trainer.place import Place
+from trainyard_trainer.records import StopFlag
+
+MEETING_SECONDS = 900.0
+"""For all ranks to come: nodes pull images and fetch data at their own pace."""
+SILENCE = timedelta(hours=2)
+"""A rank that is gone closes its connection, which is noticed at once; this is for one that hangs."""
+POLL_SECONDS = 0.2
 
 _alone = False
 
@@ -41,5 +57,194 @@ def over_ranks(value: Tensor) -> Tensor:
     if world() == 1:
         return value
     total = value.detach().clone()
-    dist.all_reduce(total)
+    _all_reduce(total)
     return total
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Makes each tensor the sum of all ranks', in place, by one exchange."""
+    if world() == 1:
+        return
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    _all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view(tensor.shape))
+
+
+@torch.no_grad()
+def same_everywhere(tensors: Sequence[Tensor]) -> None:
+    """Every rank gets the first one's values, in place."""
+    if world() == 1:
+        return
+    # By kind of number, in one exchange each: a network has hundreds of tensors.
+    for kind in sorted({tensor.dtype for tensor in tensors}, key=str):
+        mine = [tensor for tensor in tensors if tensor.dtype == kind]
+        flat = torch.cat([tensor.reshape(-1) for tensor in mine])
+        try:
+            dist.broadcast(flat, 0)
+        except RuntimeError as error:
+            raise _lost(error) from error
+        for tensor, part in zip(mine, flat.split([tensor.numel() for tensor in mine]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """The largest of all ranks' values, one by one; on the CPU, whatever the device."""
+    return _on_cpu(values, dist.ReduceOp.MAX)
+
+
+def total(values: Sequence[float]) -> list[float]:
+    """The sums of all ranks' values, one by one; on the CPU, whatever the device."""
+    return _on_cpu(values, dist.ReduceOp.SUM)
+
+
+def _on_cpu(values: Sequence[float], operation: Any) -> list[float]:
+    if world() == 1:
+        return list(values)
+    shared = torch.tensor(values, dtype=torch.float64)
+    _all_reduce(shared, operation)
+    return shared.tolist()
+
+
+def _all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+    try:
+        dist.all_reduce(tensor, operation)
+    except RuntimeError as error:
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> RankLost:
+    return RankLost(f"another process of this training is gone ({str(error).splitlines()[0][:200]}).")
+
+
+def join(place: Place, device: torch.device, digest: str, stop: StopFlag, waiting: Callable[[str], None]) -> None:
+    """Waits until all ranks are there and connects them. `digest` is that of the data, which has to be the same everywhere.
+
+    Raises Interrupted when asked to stop meanwhile, RankLost when the others do not come, BadData when their data differs.
+    """
+    if place.world == 1 or dist.is_initialized():
+        return
+    until = time.monotonic() + MEETING_SECONDS
+
+    def wait_for(done: Callable[[], bool], what: str) -> None:
+        while not done():
+            if stop():
+                raise Interrupted("asked to stop while waiting for the other processes; there is no checkpoint yet.")
+            if time.monotonic() > until:
+                raise RankLost(f"waited {MEETING_SECONDS:.0f} s for {what}; look at the other pods of this attempt.")
+            waiting(what)
+            time.sleep(POLL_SECONDS)
+
+    if not place.leads:
+        wait_for(lambda: _answers(place.host, place.port), f"the first process at {place.host}:{place.port}")
+    try:
+        _connect(place, device, digest, wait_for)
+    except RuntimeError as error:
+        raise _lost(error) from error
+
+
+def _connect(
+    place: Place, device: torch.device, digest: str, wait_for: Callable[[Callable[[], bool], str], None]
+) -> None:
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        place.host, place.port, place.world, place.leads, SILENCE, wait_for_workers=False
+    )
+    if place.leads:
+        store.set("data", digest)
+    store.add("here", 1)
+    wait_for(lambda: store.add("here", 0) >= place.world, "the other processes")
+    first = store.get("data").decode()
+    if first != digest:
+        raise BadData(
+            f"process {place.rank + 1} of {place.world} has other data than the first ({digest[:12]}, {first[:12]}): the dataset was"
+            " changed while it was fetched; start the attempt again.",
+            reason="DatasetChanged",
+        )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=place.rank, world_size=place.world, timeout=SILENCE,
+        device_id=device if device.type == "cuda" else None,
+    )  # fmt: skip
+
+
+def leave() -> None:
+    """Ends the connections; nothing is waited for."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody listens there; a name that does not resolve yet is no answer."""
+    try:
+        socket.create_connection((host, port), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def together(network: nn.Module) -> nn.Module:
+    """The network with batch normalisation over all ranks' images; the names of its tensors stay. Alone: as it is."""
+    if world() > 1:
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                # The same buffers, another forward pass: exports and checkpoints see no difference.
+                module.__class__ = RankBatchNorm
+    return network
+
+
+class RankBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of the global batch: torch's own for this (SyncBatchNorm) refuses CPUs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world() == 1 or self.running_mean is None or self.running_var is None:
+            return super().forward(input)
+        assert self.momentum is not None
+        out, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return out
+
+
+class _Normalise(torch.autograd.Function):
+    """Forward: mean and variance of all ranks' pixels, merged from each rank's own (Chan et al. 1979). Backward: torch's kernel gives
+    the gradient for this rank's statistics, which is then moved to those of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        channels = x.shape[1]
+        # Given statistics in float32, the kernel answers in float32 for bf16 inputs too.
+        blank = torch.zeros(channels, device=x.device), torch.zeros(channels, device=x.device)
+        own_mean, own_variance = torch.batch_norm_update_stats(x, *blank, 0.0)
+        own_count = torch.full((1,), float(x.numel() // channels), device=x.device)
+        rows = torch.zeros(world(), 2 * channels + 1, device=x.device)
+        rows[rank()] = torch.cat((own_mean, own_variance, own_count))
+        _all_reduce(rows)
+        means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
+        count = counts.sum()
+        mean = (means * counts).sum(0) / count
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / count
+        out = functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), own_count, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return out, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, own_count, count = ctx.saved_tensors
+        # With the statistics of all ranks in the place of its own, the kernel subtracts the means of this rank's sums.
+        dx, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        )
+        sums = torch.cat((of_weight, of_bias))
+        total = over_ranks(sums)
+        # dx = weight * scale * (dy - mean(dy) - (x - mean) * scale * mean(dy * xhat)), the means over all ranks.
+        along, offset = ((sums / own_count - total / count) * (weight * scale).repeat(2)).chunk(2)
+        along = along * scale
+        shape = (1, -1, 1, 1)
+        dx.add_(torch.addcmul((offset - along * mean).view(shape).to(dx.dtype), x, along.view(shape).to(dx.dtype)))
+        return dx, of_weight, of_bias, None

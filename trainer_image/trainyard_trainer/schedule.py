@@ -87,3 +87,21 @@ def is_frozen(training: Training, plan: Plan, step: int) -> bool:
 def fitting_steps(step: int, steps: int, seconds_left: float, seconds_per_step: float) -> int:
     """Steps that fit into the time left, with 5 % to spare; never more than planned, never less than one more."""
     return max(step + 1, min(steps, step + int(0.95 * seconds_left / max(seconds_per_step, 1e-6))))
+
+
+FIRST_LOSS_SCALE = 2.0**12
+LEAST_LOSS_SCALE = 16.0
+LARGEST_LOSS_SCALE = 2.0**16
+FINE_STEPS = 500
+
+
+def loss_scale(scale: float, fine_in_a_row: int, fine: bool) -> tuple[float, int]:
+    """Scale of the next loss, so that FP16's small gradients do not vanish (Micikevicius et al., arXiv 1710.03740), and how many steps
+    in a row were finite: half of it after a step that was not, twice as much after 500 that were. 1 stays 1: no FP16, no scale."""
+    if scale == 1.0:
+        return 1.0, 0
+    if not fine:
+        return max(LEAST_LOSS_SCALE, scale / 2), 0
+    if fine_in_a_row + 1 < FINE_STEPS:
+        return scale, fine_in_a_row + 1
+    return min(LARGEST_LOSS_SCALE, scale * 2), 0

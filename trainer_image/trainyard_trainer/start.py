@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +57,73 @@ def load_start(
     folder: Path,
     reporter: Reporter,
 ) -> None:
-    """Fills the network as `startFrom` says; rows of labels go to the same label, new labels keep their fresh weights."""
+    """Fills the network as `startFrom` says; rows of labels go to the same label, new labels keep their fresh weights.
+
+    What does not fit is made anew and said as a warning. Raises BadSpec when the weights are of something else.
+    """
+    source = _source(spec, parent, storage, folder)
+    if source is None:
+        if spec.start.weights is Weights.DEFAULT:
+            load_published(spec, task, folder, reporter)
+        return
+    if source.architecture not in (None, spec.architecture):
+        raise BadSpec(
+            f"{source.name} is a {source.architecture}, this job trains {spec.architecture}; start from one of the same."
+        )
+    remade = _adopt(task, source, labels)
+    if source.labels and source.labels != tuple(labels):
+        reporter.warn("LabelsDifferFromPreviousVersion", _label_difference(source, labels))
+    elif remade:
+        reporter.warn(
+            "HeadRemade",
+            f"{source.name} says nothing of its labels, or has another number of them: {len(remade)} tensors of the head start anew, the"
+            " rest is kept.",
+        )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Weights of an earlier training. `labels` are empty, `architecture` is None where it does not say."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    labels: tuple[str, ...] = ()
+    architecture: str | None = None
+
+
+def _source(spec: RunSpec, parent: Parent | None, storage: Storage, folder: Path) -> _Source | None:
+    """None: from published weights, or from scratch."""
     start = spec.start
     if parent is not None:
         assert start.manifest_uri is not None
         file = _file(parent.manifest, start.manifest_uri, "model.safetensors")
         if file is None:
             raise BadSpec(f"{start.manifest_uri} names no model.safetensors; start from another version.")
-        _adopt(task, _safetensors(storage, *file, folder), parent.labels, labels)
-        if tuple(labels[: len(parent.labels)]) != parent.labels or len(labels) != len(parent.labels):
-            reporter.warn(
-                "LabelsDifferFromPreviousVersion",
-                f"the version had {', '.join(parent.labels)}; now they are {', '.join(labels)}.",
-            )
-    elif start.attempt_uris:
+        name = start.parent_version or start.manifest_uri
+        return replace(_safetensors(storage, *file, folder), name=name, labels=parent.labels)
+    if start.attempt_uris:
         saved = checkpoint.newest(storage, start.attempt_uris)
         if saved is None:
             raise BadSpec("the job in startFrom has no checkpoint on storage; start from one that has trained.")
         packed = checkpoint.load(storage, saved, folder, None, None)
         best = packed["best"]
-        _adopt(task, best["weights"] if best else {**packed["network"], **packed["average"]}, (), labels)
-    elif start.uri is not None:
-        _adopt(task, _safetensors(storage, start.uri, start.sha256, folder), (), labels)
-    elif start.weights is Weights.DEFAULT:
-        load_published(spec, task, folder, reporter)
+        weights = best["weights"] if best else {**packed["network"], **packed["average"]}
+        return _Source(saved.uri, weights, tuple(packed.get("labels", ())), packed.get("architecture"))
+    if start.uri is not None:
+        return _safetensors(storage, start.uri, start.sha256, folder)
+    return None
+
+
+def _label_difference(source: _Source, labels: Sequence[str]) -> str:
+    """What became of each label."""
+    new = [label for label in labels if label not in source.labels]
+    gone = [label for label in source.labels if label not in labels]
+    told = [f"{source.name} had {', '.join(source.labels)}; now they are {', '.join(labels)}"]
+    if new:
+        told.append(f"{', '.join(new)} {'starts' if len(new) == 1 else 'start'} anew")
+    if gone:
+        told.append(f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} forgotten")
+    return "; ".join([*told, "everything else is kept."])
 
 
 def _file(manifest: dict[str, Any], uri: str, name: str) -> tuple[str, str] | None:
@@ -91,9 +134,8 @@ def _file(manifest: dict[str, Any], uri: str, name: str) -> tuple[str, str] | No
     return None
 
 
-def _safetensors(storage: Storage, uri: str, sha256: str | None, folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _safetensors(storage: Storage, uri: str, sha256: str | None, folder: Path) -> _Source:
+    from safetensors import SafetensorError, safe_open
 
     path = folder / "start.safetensors"
     storage.download(uri, path)
@@ -101,34 +143,39 @@ def _safetensors(storage: Storage, uri: str, sha256: str | None, folder: Path) -
     if sha256 is not None and found != sha256:
         raise StorageRefused(f"{uri} has sha256 {found}, not {sha256}; name the file that is meant.")
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict
+            about = json.loads((file.metadata() or {}).get("trainyard", "{}"))
+    except (SafetensorError, ValueError) as error:
         raise BadSpec(f"{uri} is no safetensors file: {error}") from error
     path.unlink()
-    return tensors
+    return _Source(uri, tensors, tuple(about.get("labels", ())), about.get("architecture"))
 
 
 @torch.no_grad()
-def _adopt(task: Task, tensors: dict[str, Tensor], theirs: Sequence[str], mine: Sequence[str]) -> None:
-    """Copies what fits; a tensor of labels row by row. Raises BadSpec when hardly anything fits."""
+def _adopt(task: Task, source: _Source, mine: Sequence[str]) -> list[str]:
+    """Copies what fits; a tensor of labels row by row. Returns the tensors that start anew. BadSpec when hardly anything fits."""
     state = task.network.state_dict()
-    taken = 0
+    taken, remade = 0, []
     for name, tensor in state.items():
-        source = tensors.get(name)
-        if source is None:
+        theirs = source.tensors.get(name)
+        if theirs is None:
             continue
         rows = task.label_rows.get(name)
-        if rows is not None and (theirs or source.shape != tensor.shape):
-            if source.shape[1:] == tensor.shape[1:]:
-                _adopt_rows(tensor, source, rows, theirs, mine)
+        if rows is not None and (source.labels or theirs.shape != tensor.shape):
             taken += 1
-        elif source.shape == tensor.shape:
-            tensor.copy_(source)
+            if not source.labels or theirs.shape[1:] != tensor.shape[1:]:
+                remade.append(name)
+            else:
+                _adopt_rows(tensor, theirs, rows, source.labels, mine)
+        elif theirs.shape == tensor.shape:
+            tensor.copy_(theirs)
             taken += 1
     if taken < 0.9 * len(state):
         raise BadSpec(
-            f"only {taken} of {len(state)} tensors of the weights in startFrom fit this architecture; name weights of the same one."
+            f"only {taken} of {len(state)} tensors of {source.name} fit this architecture; name weights of the same one in startFrom."
         )
+    return remade
 
 
 def _adopt_rows(tensor: Tensor, source: Tensor, rows: LabelRows, theirs: Sequence[str], mine: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainyard_trainer.curves import Point
 from trainyard_trainer.optimizer import Average, Optimizer
 
 
@@ -36,14 +37,15 @@ class State:
     loss_scale: float = 1.0
     skipped: int = 0
     in_a_row: int = 0
+    fine_in_a_row: int = 0
     evaluated: int = -1
     gain_value: float | None = None
     gain_step: int = 0
     stopped_early: bool = False
     seconds: float = 0.0
     smooth: dict[str, float] = field(default_factory=dict)
-    history: list[tuple[int, float, float]] = field(default_factory=list)
-    """Per evaluation: step, training loss, validation loss."""
+    history: list[Point] = field(default_factory=list)
+    """One point for each evaluation."""
 
 
 def pack(
@@ -54,7 +56,7 @@ def pack(
     `facts`: the digests of spec and data, and the environment.
     """
     return {
-        "state": asdict(state),
+        "state": {**asdict(state), "history": [tuple(point) for point in state.history]},
         "network": network.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -71,7 +73,7 @@ def unpack(
     average.load_state_dict(packed["average"])
     optimizer.load_state_dict(packed["optimizer"])
     saved = dict(packed["state"])
-    saved["history"] = [tuple(entry) for entry in saved["history"]]
+    saved["history"] = [Point(*entry) for entry in saved["history"]]
     return State(**saved), None if packed["best"] is None else Best(**packed["best"])
 
 

@@ -63,8 +63,8 @@ class Pace:
         return True
 
 
-def progress_of(state: State, step: int, plan: Plan, pace: Pace) -> dict[str, Any]:
-    """The fields of a report that speak of progress."""
+def progress_of(state: State, step: int, plan: Plan, pace: Pace, seconds: float) -> dict[str, Any]:
+    """The fields of a report that speak of progress. `seconds`: of training, in this attempt."""
     now = Plan(state.steps, plan.steps_per_epoch, plan.batch_size)
     speed = pace.images_per_second
     return {
@@ -77,5 +77,5 @@ def progress_of(state: State, step: int, plan: Plan, pace: Pace) -> dict[str, An
         "batch_size": now.batch_size,
         "images_per_second": round(speed, 2) or None,
         "eta_seconds": round((state.steps - step) * now.batch_size / speed) if speed else None,
-        "training_seconds": round(state.seconds),
+        "training_seconds": round(seconds),
     }

@@ -75,7 +75,7 @@ def _imbalance(counts: Counter[str]) -> list[Finding]:
         return []
     message = (
         f"{common!r} has {most} examples, {rare!r} has {least}: {most / least:.0f} times fewer; annotate more of it, or set"
-        " training.classWeights: Balanced"
+        " training.classWeights to {balanced: true}"
     )
     return [Finding(Kind.WARNING, "ClassImbalance", message)]
 

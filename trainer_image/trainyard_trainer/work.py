@@ -24,7 +24,7 @@ from trainyard_trainer.task import Evaluation, Task
 @dataclass(frozen=True)
 class Work:
     """What the loop works on and with. `batch(step, steps)` is a pure function; `evaluate(task)` scores the validation side, or
-    gives None when asked to stop. `deadline` is on `clock`'s scale: after it, no step is begun (None: there is none)."""
+    gives None when asked to stop; `evaluate_training(task)` scores some images of the training side. `deadline` is on `clock`'s scale: after it, no step is begun (None: there is none)."""
 
     spec: RunSpec
     plan: schedule.Plan
@@ -34,6 +34,7 @@ class Work:
     file_names: Callable[[Batch], str]
     batch: Callable[[int, int], Batch]
     evaluate: Callable[[Task], Evaluation | None]
+    evaluate_training: Callable[[Task], Evaluation | None]
     task: Task
     learning_rate: float
     device: torch.device

@@ -1,0 +1,79 @@
+"""One of two ranks, started by `test_ranks`: prints what it found as JSON; then the second one dies and the first one tells how it noticed."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from trainyard_trainer import ranks
+from trainyard_trainer.errors import RankLost
+from trainyard_trainer.place import Place
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.SiLU(),
+        nn.Conv2d(6, 4, 3, 2, bias=False),
+        nn.BatchNorm2d(4),
+    )
+    return made.to(memory_format=torch.channels_last)
+
+
+def largest_difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    return max(
+        float((a - b).detach().abs().max() / b.detach().abs().max().clamp(min=1e-6))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def trained(first: int, last: int) -> nn.Sequential:
+    """Gradients and batch statistics after one pass over these images of a batch of five."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(5, 3, 12, 12, generator=generator) * 3 + 1
+    wanted = torch.randn(5, 4, 4, 4, generator=generator)
+    made = ranks.together(network())
+    out = made(images[first:last].contiguous(memory_format=torch.channels_last))
+    count = ranks.over_ranks(torch.tensor(float(last - first)))
+    ((out - wanted[first:last]).square().mean((1, 2, 3)).sum() / count).backward()
+    ranks.add_up([p.grad for p in made.parameters() if p.grad is not None])
+    return made  # type: ignore[return-value]
+
+
+def main(rank: int, port: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    place = Place(rank, 2, rank, 2, "127.0.0.1", port)
+    whole = trained(0, 5)
+    ranks.join(place, torch.device("cpu"), "digest", lambda: False, lambda what: None)
+    part = trained(*place.slice_of(5))
+    shared = torch.full((2, 3), float(rank))
+    ranks.same_everywhere([shared])
+    found = {
+        "slice": place.slice_of(5),
+        "gradients": largest_difference([p.grad for p in part.parameters()], [p.grad for p in whole.parameters()]),
+        "statistics": largest_difference([b for b in part.buffers() if b.ndim], [b for b in whole.buffers() if b.ndim]),
+        "names": list(part.state_dict()) == list(whole.state_dict()),
+        "largest": ranks.largest([rank, -rank]),
+        "total": ranks.total([1, rank]),
+        "shared": shared.unique().tolist(),
+    }
+    with ranks.alone():
+        found["alone"] = float(ranks.over_ranks(torch.tensor(3.0)))
+    if rank == 1:
+        out.write_text(json.dumps(found))
+        os._exit(7)
+    try:
+        while True:
+            ranks.largest([0])
+    except RankLost as error:
+        found["lost"] = str(error)
+    out.write_text(json.dumps(found))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -158,3 +158,11 @@ def test_a_stop_reaches_every_rank_and_the_first_one_s_code_is_the_pod_s(tmp_pat
     thread.join(60)
     assert supervisor.ended == {0: 75, 1: 75}
     assert (found[0].exit_code, found[0].reason) == (75, "Interrupted")
+
+
+def test_a_stop_before_anything_began_is_no_failure(tmp_path: Path) -> None:
+    supervisor = supervised(tmp_path, "time.sleep(600)")
+    supervisor.stopped = True
+    result = supervisor.run()
+    assert (result.exit_code, result.reason) == (ExitCode.INTERRUPTED, "Interrupted")
+    assert "no checkpoint yet" in result.message

@@ -246,9 +246,25 @@ def test_the_operators_pod_passes_the_restricted_standard(cluster: Cluster, name
     cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
 
 
-def test_a_standby_s_job_may_become_an_attempt_s_and_nothing_more(release: Release, namespace: str):
+def test_a_standby_s_job_may_become_an_attempt_s_and_nothing_more(release: Release, crds: Cluster, namespace: str):
+    def made(kind: str, spec: dict[str, object]) -> str:
+        """Uid of a real owner: what has none is garbage."""
+        body = {"apiVersion": "trainyard.dev/v1alpha1", "kind": kind, "metadata": {"name": "warm"}, "spec": spec}
+        answer = crds.kubectl("-n", namespace, "create", "-o", "json", "-f", "-", stdin=json.dumps(body))
+        return json.loads(answer)["metadata"]["uid"]
+
+    job_spec = {
+        "architecture": "yard-nano",
+        "dataset": {"sources": [{"uri": "s3://bucket/data.zip"}]},
+        "output": {"uri": "s3://bucket/models"},
+    }
+    uids = {
+        "TrainingService": made("TrainingService", {"architecture": "yard-nano"}),
+        "TrainingJob": made("TrainingJob", job_spec),
+    }
+
     def owner(kind: str, group: str = "trainyard.dev/v1alpha1") -> dict[str, object]:
-        return {"apiVersion": group, "kind": kind, "name": "warm", "uid": "1", "controller": True}
+        return {"apiVersion": group, "kind": kind, "name": "warm", "uid": uids[kind], "controller": True}
 
     def change(name: str, *operations: dict[str, object]) -> None:
         command = ("-n", namespace, "patch", "job", name, "--type=json", "-p", json.dumps(operations))

@@ -66,7 +66,7 @@ def test_the_version_is_ready_and_names_files_that_are_there(yard: Yard, trained
 
 def test_the_story_is_told_by_events_and_the_job_is_kept_for_its_log(yard: Yard, trained: dict[str, Any]):
     told = yard.events("plain")
-    assert {"Queued", "Preparing", "Running", "Succeeded"} <= set(told), told
+    assert {"Preparing", "Running", "Succeeded"} <= set(told), told
     [pod] = yard.children("pods", "plain")
     assert pod["status"]["phase"] == "Succeeded"
     assert len(yard.children("jobs", "plain")) == 1

@@ -77,7 +77,8 @@ async def test_a_paused_leader_that_wakes_up_changes_nothing(
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
     mine = [r for r in requests(audit, begun) if r.agent == f"trainyard-operator/{namespace}-old"]
     assert mine, "the audit log does not know the old leader"
-    late = [r for r in mine if r.writes and r.code < 300 and r.time > woken]
+    # An Event that was being sent when it was paused may still arrive: it changes nothing, and was true.
+    late = [r for r in mine if r.writes and r.code < 300 and r.time > woken and r.resource != "events"]
     assert late == []
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainyard_cli.options import Context, Kubeconfig, Namespace, Output
+from trainyard_cli.options import Context, Kubeconfig, Namespace, Output, cluster_of
 from trainyard_cli.output import Format, age, dump, table
 
 Object = dict[str, Any]
@@ -28,9 +28,7 @@ def show(
     output: Output = Format.TABLE,
 ) -> None:
     """Show the budgets of a namespace, or one of them with the executions that it set time aside for."""
-    from trainyard_cli.cluster import Cluster
-
-    cluster = Cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     items = [cluster.get("trainingbudgets", name)] if name else cluster.list("trainingbudgets", False)
     if output in (Format.JSON, Format.YAML):
         whole = items[0] if name else {"apiVersion": "v1", "kind": "List", "items": items}

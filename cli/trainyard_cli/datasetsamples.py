@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,12 +62,8 @@ def augment(
     with (
         io.phases() as progress,
         io.target(to, progress) as path,
-        io.read(sources, max_bytes, progress) as dataset,
-        tempfile.TemporaryDirectory() as cache,
+        _prepared(samples, sources, wanted, max_bytes, every, progress) as prepared,
     ):
-        prepared = samples.ready(
-            dataset, wanted, Path(cache), every=every, progress=lambda done, total: progress("Decoding", done, total)
-        )
         with zip_writer(path) as writer:
             samples.write(
                 prepared,
@@ -110,12 +107,8 @@ def preview(
     with (
         io.phases() as progress,
         io.target(to, progress) as path,
-        io.read(sources, max_bytes, progress) as dataset,
-        tempfile.TemporaryDirectory() as cache,
+        _prepared(samples, sources, wanted, max_bytes, every, progress) as prepared,
     ):
-        prepared = samples.ready(
-            dataset, wanted, Path(cache), every=every, progress=lambda done, total: progress("Decoding", done, total)
-        )
         rows: dict[str, Any] = {}
         if each or only:
             alone = _alone(samples.one_by_one(), only or [])
@@ -135,6 +128,17 @@ def preview(
         width, height = samples.sheet(path, rows, prepared.dataset.labels)
     result = {"target": to, "width": width, "height": height, "rows": [row.strip() for row in rows if row.strip()]}
     io.say(result, f"{to}: {sum(map(len, rows.values()))} images on {width}x{height} pixels", output)
+
+
+@contextmanager
+def _prepared(
+    samples: ModuleType, sources: Any, wanted: tuple[int, int], max_bytes: str, every: bool, progress: Any
+) -> Iterator[Any]:
+    """The sources, read and decoded, with the images to augment on the training side."""
+    with io.read(sources, max_bytes, progress) as dataset, tempfile.TemporaryDirectory() as cache:
+        yield samples.ready(
+            dataset, wanted, Path(cache), every=every, progress=lambda done, total: progress("Decoding", done, total)
+        )
 
 
 def _some(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from trainyard_cli.errors import CLIError
-from trainyard_cli.options import Context, JobName, JobNames, Kubeconfig, Namespace, Output
-from trainyard_cli.output import Format, dump, table
+from trainyard_cli.options import Context, JobName, JobNames, Kubeconfig, Namespace, Output, cluster_of
+from trainyard_cli.output import Format, dump, print_list, table, with_namespaces
 
 Object = dict[str, Any]
 app = typer.Typer(
@@ -17,12 +17,6 @@ app = typer.Typer(
 
 FINISHED = ("Succeeded", "Failed", "Aborted")
 """States from which a new run may start."""
-
-
-def _cluster(namespace: str | None, context: str | None, kubeconfig: str | None) -> Any:
-    from trainyard_cli.cluster import Cluster
-
-    return Cluster(namespace, context, kubeconfig)
 
 
 @app.command()
@@ -44,7 +38,7 @@ def submit(
     if watch_it and len(jobs) != 1:
         raise CLIError(f"--watch follows one job, and there are {len(jobs)} here.")
     for job in jobs:
-        cluster = _cluster(namespace or job["metadata"].get("namespace"), context, kubeconfig)
+        cluster = cluster_of(namespace or job["metadata"].get("namespace"), context, kubeconfig)
         made = submission.submit(cluster, job, dry_run)
         if output in (Format.JSON, Format.YAML):
             print(dump(made, output))
@@ -76,28 +70,21 @@ def list_(
     """List training jobs, newest last."""
     from trainyard_cli.jobview import HEADER, WIDE_HEADER, row
 
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     jobs = [
         job
         for job in cluster.list_jobs(everywhere)
         if matches(job, names=names, states=state, model=model, service=service, uid=uid)
     ]
     jobs.sort(key=lambda job: (job["metadata"]["creationTimestamp"], job["metadata"]["name"]))
-    if output in (Format.JSON, Format.YAML):
-        print(dump({"apiVersion": "v1", "kind": "List", "items": jobs}, output))
-    elif output is Format.NAME:
-        print("\n".join(job["metadata"]["name"] for job in jobs))
-    elif not jobs:
-        where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
-        typer.echo(f"No such jobs in {where}.", err=True)
-    else:
+
+    def as_table() -> str:
         wide, now = output is Format.WIDE, datetime.now(UTC)
-        header = WIDE_HEADER if wide else HEADER
-        lines = [row(job, now, wide) for job in jobs]
-        if everywhere:
-            header = ("NAMESPACE", *header)
-            lines = [(job["metadata"]["namespace"], *cells) for job, cells in zip(jobs, lines, strict=True)]
-        print(table(header, lines))
+        header, lines = WIDE_HEADER if wide else HEADER, [row(job, now, wide) for job in jobs]
+        return table(*with_namespaces(header, lines, jobs)) if everywhere else table(header, lines)
+
+    where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
+    print_list(jobs, output, f"No such jobs in {where}.", as_table)
 
 
 def matches(
@@ -133,7 +120,7 @@ def watch(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Follow a job until it ends. Exit code 0 when it succeeded, else 1."""
-    _watch(_cluster(namespace, context, kubeconfig), name, plain)
+    _watch(cluster_of(namespace, context, kubeconfig), name, plain)
 
 
 def _watch(cluster: Any, name: str, plain: bool = False) -> None:
@@ -154,7 +141,7 @@ def logs(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Print what the trainer wrote; from storage when its pod is gone."""
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     job = cluster.get_job(name)
     pod = _pod(cluster, job, attempt)
     if pod is None:
@@ -215,7 +202,7 @@ def metrics(
     from trainyard_cli import metricsview
     from trainyard_cli import storage as places
 
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     job = cluster.get_job(name)
     folders = places.attempt_folders(job, places.current_run(job))
     chosen = [folder for number, folder in folders.items() if attempt in (None, number)]
@@ -229,7 +216,7 @@ def metrics(
 def _change(
     names: list[str], patch: Object, done: str, namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     for name in names:
         cluster.patch_job(name, patch)
         print(f"{name}: {done}")
@@ -266,7 +253,7 @@ def abort(names: JobNames, namespace: Namespace = None, context: Context = None,
 @app.command()
 def rerun(names: JobNames, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Run finished jobs again, from the beginning, as a new version."""
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     for name in names:
         job = cluster.get_job(name)
         state = job.get("status", {}).get("state", "Created")
@@ -289,7 +276,7 @@ def delete(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Delete jobs. Their model versions stay; what still runs ends."""
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     running = [
         name for name in names if cluster.get_job(name).get("status", {}).get("state") in ("Running", "Preparing")
     ]

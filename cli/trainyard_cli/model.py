@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from trainyard_cli.errors import CLIError
-from trainyard_cli.options import Context, Kubeconfig, Namespace, Output
-from trainyard_cli.output import Format, dump, table
+from trainyard_cli.options import Context, Kubeconfig, Namespace, Output, cluster_of
+from trainyard_cli.output import Format, dump, print_list, table, with_namespaces
 
 app = typer.Typer(
     add_completion=False,
@@ -23,10 +24,9 @@ Reference = Annotated[
 References = Annotated[list[str], typer.Argument(metavar="VERSION...", help="Names, folders or addresses of versions.")]
 
 
-def _connect(namespace: str | None, context: str | None, kubeconfig: str | None) -> Any:
-    from trainyard_cli.cluster import Cluster
-
-    return lambda: Cluster(namespace, context, kubeconfig)
+def _connect(namespace: str | None, context: str | None, kubeconfig: str | None) -> Callable[[], Any]:
+    """Connects when it is asked to: a version that is named by its address needs no cluster."""
+    return lambda: cluster_of(namespace, context, kubeconfig)
 
 
 @app.command("list")
@@ -42,7 +42,7 @@ def list_(
     """List model versions, by model and number."""
     from trainyard_cli.modelview import HEADER, row
 
-    cluster = _connect(namespace, context, kubeconfig)()
+    cluster = cluster_of(namespace, context, kubeconfig)
     items = [
         item
         for item in cluster.list("modelversions", everywhere)
@@ -50,20 +50,14 @@ def list_(
         and (state is None or item.get("status", {}).get("state", "Training").lower() == state.lower())
     ]
     items.sort(key=lambda item: (item["metadata"]["namespace"], item["spec"]["model"], item["spec"]["version"]))
-    if output in (Format.JSON, Format.YAML):
-        print(dump({"apiVersion": "v1", "kind": "List", "items": items}, output))
-    elif output is Format.NAME:
-        print("\n".join(item["metadata"]["name"] for item in items))
-    elif not items:
-        where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
-        typer.echo(f"No such versions in {where}.", err=True)
-    else:
+
+    def as_table() -> str:
         now = datetime.now(UTC)
-        header, rows = HEADER, [row(item, now) for item in items]
-        if everywhere:
-            header = ("NAMESPACE", *header)
-            rows = [(item["metadata"]["namespace"], *cells) for item, cells in zip(items, rows, strict=True)]
-        print(table(header, rows))
+        rows = [row(item, now) for item in items]
+        return table(*with_namespaces(HEADER, rows, items)) if everywhere else table(HEADER, rows)
+
+    where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
+    print_list(items, output, f"No such versions in {where}.", as_table)
 
 
 @app.command()

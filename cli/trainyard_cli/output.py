@@ -1,7 +1,8 @@
 """How results are printed: a table for people, JSON or YAML for programs."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -32,6 +33,26 @@ def dump(value: Any, form: Format) -> str:
     if form is Format.JSON:
         return json.dumps(value, indent=2, ensure_ascii=False)
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip("\n")
+
+
+def print_list(items: Sequence[dict[str, Any]], form: Format, none: str, as_table: Callable[[], str]) -> None:
+    """A list of objects as kubectl prints one; `none` goes to stderr where there are none to see."""
+    if form in (Format.JSON, Format.YAML):
+        print(dump({"apiVersion": "v1", "kind": "List", "items": list(items)}, form))
+    elif form is Format.NAME:
+        print("\n".join(item["metadata"]["name"] for item in items))
+    elif not items:
+        print(none, file=sys.stderr)
+    else:
+        print(as_table())
+
+
+def with_namespaces(
+    header: Sequence[str], rows: Sequence[Sequence[object]], items: Sequence[dict[str, Any]]
+) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    """A table's header and rows with the namespace of each item in front."""
+    named = [(item["metadata"]["namespace"], *cells) for item, cells in zip(items, rows, strict=True)]
+    return ("NAMESPACE", *header), named
 
 
 def duration(seconds: float | None) -> str:

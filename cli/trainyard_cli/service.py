@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from trainyard_cli.options import Context, Kubeconfig, Namespace, Output
-from trainyard_cli.output import Format, age, dump, table
+from trainyard_cli.options import Context, Kubeconfig, Namespace, Output, cluster_of
+from trainyard_cli.output import Format, age, print_list, table
 
 Object = dict[str, Any]
 app = typer.Typer(
@@ -14,12 +14,6 @@ app = typer.Typer(
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the service.")]
 HEADER = ("NAME", "ARCHITECTURE", "INSTANCES", "RUNNING", "QUEUED", "MAX", "STATUS", "AGE")
-
-
-def _cluster(namespace: str | None, context: str | None, kubeconfig: str | None) -> Any:
-    from trainyard_cli.cluster import Cluster
-
-    return Cluster(namespace, context, kubeconfig)
 
 
 @app.command("list")
@@ -31,17 +25,11 @@ def list_(
     output: Output = Format.TABLE,
 ) -> None:
     """List training services."""
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     items = cluster.list("trainingservices", everywhere)
-    if output in (Format.JSON, Format.YAML):
-        print(dump({"apiVersion": "v1", "kind": "List", "items": items}, output))
-    elif output is Format.NAME:
-        print("\n".join(item["metadata"]["name"] for item in items))
-    elif not items:
-        where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
-        typer.echo(f"No services in {where}; the first job of an architecture makes one.", err=True)
-    else:
-        print(table(HEADER, [_row(item) for item in items]))
+    where = "any namespace" if everywhere else f"namespace {cluster.namespace}"
+    none = f"No services in {where}; the first job of an architecture makes one."
+    print_list(items, output, none, lambda: table(HEADER, [_row(item) for item in items]))
 
 
 def _row(item: Object) -> tuple[object, ...]:
@@ -61,7 +49,7 @@ def scale(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Set how many instances a service may have."""
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     cluster.patch("trainingservices", name, {"spec": {"scaling": {"maxInstances": replicas}}})
     print(f"{name}: at most {replicas} instances")
 
@@ -69,21 +57,21 @@ def scale(
 @app.command()
 def pause(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Let no new execution start; running ones go on."""
-    _cluster(namespace, context, kubeconfig).patch("trainingservices", name, {"spec": {"paused": True}})
+    cluster_of(namespace, context, kubeconfig).patch("trainingservices", name, {"spec": {"paused": True}})
     print(f"{name}: paused")
 
 
 @app.command()
 def resume(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Let executions start again."""
-    _cluster(namespace, context, kubeconfig).patch("trainingservices", name, {"spec": {"paused": False}})
+    cluster_of(namespace, context, kubeconfig).patch("trainingservices", name, {"spec": {"paused": False}})
     print(f"{name}: resumed")
 
 
 @app.command()
 def reset(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """End every running execution; onReset of each job decides whether it runs again."""
-    cluster = _cluster(namespace, context, kubeconfig)
+    cluster = cluster_of(namespace, context, kubeconfig)
     number = cluster.get("trainingservices", name)["spec"].get("reset", 0) + 1
     cluster.patch("trainingservices", name, {"spec": {"reset": number}})
     print(f"{name}: reset {number} requested")

@@ -10,8 +10,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,8 @@ from typing import Any
 
 import aiohttp
 import boto3
+from observe import percentiles
+from systems import operator_process
 from trainyard_operator.cluster import JOBS, NAMESPACES, SECRETS, TRAINING_JOBS, TRAINING_SERVICES, Cluster, Resource
 from trainyard_trainer.synth import write_zip
 
@@ -145,27 +145,10 @@ def store_dataset(devcluster: Devcluster) -> str:
     return "s3://bench/shapes.zip"
 
 
-def start_operator(devcluster: Devcluster, log: Path) -> subprocess.Popen[bytes]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")} | {
-        "KUBECONFIG": str(devcluster.kubeconfig),
-        "TRAINYARD_NAMESPACE": "default",
-        "TRAINYARD_PROBE_HOST": "127.0.0.1",
-        "TRAINYARD_PROBE_PORT": "18080",
-        "TRAINYARD_INTAKE_HOST": "127.0.0.1",
-        "TRAINYARD_INTAKE_PORT": "18443",
-        "TRAINYARD_INTAKE_URL": "https://127.0.0.1:18443",
-        "TRAINYARD_DEFAULT_CPU": "100m",
-    }
-    with log.open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "trainyard_operator"], env=environment, stdout=out, stderr=out)
-
-
 def figures(seconds: list[float]) -> Object:
     """p50, p99 and the extremes, in milliseconds."""
-    ordered = sorted(seconds)
-    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
-    picked = {"p50": statistics.median(ordered), "p99": p99, "min": ordered[0], "max": ordered[-1]}
-    return {name: round(1000 * value, 1) for name, value in picked.items()} | {"n": len(ordered)}
+    extremes = {"min": round(1000 * min(seconds), 1), "max": round(1000 * max(seconds), 1)}
+    return percentiles(seconds) | extremes | {"n": len(seconds)}
 
 
 async def run(devcluster: Devcluster, jobs: int, trainings: int) -> Object:
@@ -188,15 +171,12 @@ def main() -> None:
         devcluster.kubectl("apply", "--server-side", "--filename", str(ROOT / "crds"))
         devcluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainyard.dev", "--timeout=30s")
         log = Path(folder) / "operator.log"
-        operator = start_operator(devcluster, log)
-        try:
-            result = asyncio.run(run(devcluster, options.jobs, options.trainings))
-        except BaseException:
-            print(log.read_text()[-4000:], file=sys.stderr)
-            raise
-        finally:
-            operator.terminate()
-            operator.wait(10)
+        with operator_process(devcluster.kubeconfig, log, default_cpu="100m"):
+            try:
+                result = asyncio.run(run(devcluster, options.jobs, options.trainings))
+            except BaseException:
+                print(log.read_text()[-4000:], file=sys.stderr)
+                raise
     print(f"{'milliseconds':<22}{'p50':>10}{'p99':>10}{'min':>10}{'max':>10}{'n':>6}")
     for name, row in result.items():
         print(f"{name:<22}{row['p50']:>10}{row['p99']:>10}{row['min']:>10}{row['max']:>10}{row['n']:>6}")

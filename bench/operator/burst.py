@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 import aiohttp
 from ground import NAMESPACE, Ground, ground
-from observe import Stamps, Usage, follow, resident_bytes, usage
+from observe import Stamps, Usage, follow, percentiles, resident_bytes, usage
 from systems import CHILDREN, Plain, System, Trainyard, child_marks
 from trainyard_operator.cluster import Cluster
 
@@ -120,15 +119,6 @@ def per_object(cost: Usage, count: int) -> Object:
         "requestsPerObject": round(cost.requests / count, 1),
         "foreignCPUSeconds": round(cost.foreign, 1),
     }
-
-
-def percentiles(seconds: list[float]) -> Object:
-    """p50 and p99 in milliseconds."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return {}
-    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
-    return {"p50": round(1000 * statistics.median(ordered), 1), "p99": round(1000 * p99, 1)}
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:

@@ -51,9 +51,10 @@ CONFIGURATION: Object = {
     },
 }
 ALIVE = {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"}
+# A trainer's completion record; %s is the model.
 RECORD = (
     '{"exitCode":0,"reason":"Completed","step":100,"steps":100,"trainingSeconds":1,'
-    '"manifestURI":"s3://bench/models/{{ index .metadata.labels "trainyard.dev/model" }}/v1/manifest.json"}'
+    '"manifestURI":"s3://bench/models/%s/v1/manifest.json"}'
 )
 
 
@@ -134,7 +135,7 @@ containerStatuses:
       startedAt: {{{{ $root.status.startTime | Quote }}}}
       finishedAt: {{{{ $now | Quote }}}}
       {{{{ if index $root.metadata.labels "trainyard.dev/model" }}}}
-      message: {{{{ printf {json.dumps(RECORD.replace('{{ index .metadata.labels "trainyard.dev/model" }}', "%s"))} (index $root.metadata.labels "trainyard.dev/model") | Quote }}}}
+      message: {{{{ printf {json.dumps(RECORD)} (index $root.metadata.labels "trainyard.dev/model") | Quote }}}}
       {{{{ end }}}}
 {{{{ end }}}}
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -121,3 +122,12 @@ async def request_count(api: Cluster) -> float:
         text = await answer.text()
     lines = (line for line in text.splitlines() if line.startswith("apiserver_request_total{"))
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def percentiles(seconds: list[float]) -> Object:
+    """p50 and p99 in milliseconds."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return {}
+    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
+    return {"p50": round(1000 * statistics.median(ordered), 1), "p99": round(1000 * p99, 1)}

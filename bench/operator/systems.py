@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ground import NAMESPACE, Ground
@@ -18,9 +18,8 @@ IMAGE = "bench/trainer:1"
 SERVICE = "bench"
 
 
-@dataclass(frozen=True)
 class System:
-    """`unit` is what a user applies; `name_label` finds it from a Job or pod made for it (None: the Job's own name)."""
+    """What a user applies is an object of `unit`; a Job or pod made for it has its name in the label `label`."""
 
     name: str
     unit: Resource
@@ -42,7 +41,7 @@ class System:
         return []
 
     @contextmanager
-    def running(self, ground: Ground, **_: Any) -> Iterator[dict[str, int]]:
+    def running(self, ground: Ground) -> Iterator[dict[str, int]]:
         """Its controllers, by name of the process."""
         yield {}
 
@@ -54,8 +53,7 @@ def conditions(obj: Object) -> set[str]:
 class Plain(System):
     """batch/v1 Jobs alone: the floor under everything else."""
 
-    def __init__(self) -> None:
-        super().__init__("plain Jobs", JOBS, "batch.kubernetes.io/job-name")
+    name, unit, label = "plain Jobs", JOBS, "batch.kubernetes.io/job-name"
 
     def body(self, name: str) -> Object:
         container = {"name": "main", "image": IMAGE, "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}}}
@@ -73,9 +71,8 @@ class Plain(System):
 
 
 class Trainyard(System):
-    def __init__(self, slots: int = 10_000) -> None:
-        super().__init__("Trainyard", TRAINING_JOBS, "trainyard.dev/job")
-        object.__setattr__(self, "slots", slots)
+    name, unit, label = "Trainyard", TRAINING_JOBS, "trainyard.dev/job"
+    slots = 10_000
 
     def body(self, name: str) -> Object:
         spec = {
@@ -104,30 +101,29 @@ class Trainyard(System):
         body = {"apiVersion": "trainyard.dev/v1alpha1", "kind": "TrainingService", "metadata": metadata, "spec": spec}
         return [(TRAINING_SERVICES, body)]
 
-    slots: int = 10_000
-
     @contextmanager
-    def running(self, ground: Ground, **_: Any) -> Iterator[dict[str, int]]:
-        with operator_process(ground) as process:
+    def running(self, ground: Ground) -> Iterator[dict[str, int]]:
+        with operator_process(ground.cluster.kubeconfig, ground.folder / "operator.log") as process:
             yield {"operator": process.pid}
 
 
 @contextmanager
-def operator_process(ground: Ground, identity: str = "bench", port: int = 18080) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator, outside the cluster, with the chart's settings."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")} | {
-        "KUBECONFIG": str(ground.cluster.kubeconfig),
-        "TRAINYARD_NAMESPACE": "default",
-        "TRAINYARD_IDENTITY": identity,
-        "TRAINYARD_PROBE_HOST": "127.0.0.1",
-        "TRAINYARD_PROBE_PORT": str(port),
-        "TRAINYARD_INTAKE_HOST": "127.0.0.1",
-        "TRAINYARD_INTAKE_PORT": str(port + 1),
-        "TRAINYARD_INTAKE_URL": f"https://127.0.0.1:{port + 1}",
-    }
-    with (ground.folder / f"{identity}.log").open("ab") as log:
+def operator_process(kubeconfig: Path, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator, outside the cluster; `settings` are its own, over those that keep it on this machine."""
+    own = {
+        "namespace": "default",
+        "probe_host": "127.0.0.1",
+        "probe_port": "18080",
+        "intake_host": "127.0.0.1",
+        "intake_port": "18443",
+        "intake_url": "https://127.0.0.1:18443",
+    } | settings
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")}
+    environment |= {f"TRAINYARD_{key.upper()}": value for key, value in own.items()}
+    environment["KUBECONFIG"] = str(kubeconfig)
+    with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainyard_operator"], env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "trainyard_operator"], env=environment, stdout=out, stderr=out
         )
     try:
         yield process

@@ -33,6 +33,9 @@ FIRST = ("e2e", "operator")
 NODES, GPUS = 2, 4
 LOGS_KEPT_SECONDS = 24 * 3600
 
+# Several tests run at once: two threads each on two cores wait for each other, four times as long as one works.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):

@@ -153,7 +153,7 @@ def hurried(yard: Yard, shapes: bytes) -> None:
     """A job that has no time to finish, applied first since it takes all that it has."""
     yard.apply(
         "hurried", yard.put("hurried.zip", shapes), training={"epochs": 10_000},
-        policy={"timeoutSeconds": 240, "drainSeconds": 120},
+        policy={"timeoutSeconds": 100, "drainSeconds": 60},
     )  # fmt: skip
 
 

@@ -1,14 +1,19 @@
-"""Real attempts in processes of their own: small generated data, small pictures, a dozen steps."""
+"""Real attempts in processes of their own: small generated data, small pictures, a dozen steps.
+
+They are forked from one that has imported PyTorch, as the imports are most of what such an attempt costs.
+"""
 
 import json
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ from trainyard_api.run import RunSpec
 from trainyard_trainer.synth import write_zip
 
 TIMEOUT = 240.0
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["trainyard_trainer.assemble", "trainyard_trainer.publish"])
 
 
 def dataset(folder: Path, images: int = 40) -> Path:
@@ -52,30 +59,28 @@ class Trainer:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     lines: list[dict[str, Any]] = field(default_factory=list)
-    program: tuple[str, ...] = ("-m", "trainyard_trainer")
+    program: Path | None = None
+    """What a private image starts instead of the package."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"run-{self.spec.attempt}.json"
         path.write_text(json.dumps(self.spec.to_dict()))
         self.message_path = self.folder / f"termination-{self.spec.attempt}"
+        self.errors_path = self.folder / f"stderr-{self.spec.attempt}"
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
             "TRAINYARD_RUN_SPEC": str(path),
             "TRAINYARD_TERMINATION_LOG": str(self.message_path),
             "TRAINYARD_SECONDS_BETWEEN_LINES": "0",
             "TRAINYARD_ONNX": "0",
             **self.environment,
         }
-        self.process = subprocess.Popen(
-            [sys.executable, *self.program],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        output, writer = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=_program, args=(self.program, environment, writer, self.errors_path))
+        self.process.start()
+        writer.close()
         self._came = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
         self._reader.start()
 
     def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -95,24 +100,41 @@ class Trainer:
 
     def end(self) -> int:
         """Exit code, once the process is over."""
-        code = self.process.wait(TIMEOUT)
+        self.process.join(TIMEOUT)
         self._reader.join(10)
-        return code
+        assert self.process.exitcode is not None, "it runs on"
+        return self.process.exitcode
 
     def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     @property
     def result(self) -> dict[str, Any]:
         return json.loads(self.message_path.read_text())
 
     def errors(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read()
+        return self.errors_path.read_text()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._came:
-                self.lines.append(json.loads(line))
-                self._came.notify_all()
+    def _read(self, output: Connection) -> None:
+        with output, os.fdopen(os.dup(output.fileno())) as lines:
+            for line in lines:
+                with self._came:
+                    self.lines.append(json.loads(line))
+                    self._came.notify_all()
+
+
+def _program(program: Path | None, environment: dict[str, str], output: Connection, errors: Path) -> None:
+    """Becomes `python -m trainyard_trainer`, or `python program`."""
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.dup2(output.fileno(), sys.stdout.fileno())
+    output.close()
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["trainyard_trainer"] if program is None else [str(program)]
+    sys.orig_argv = [sys.executable, *(["-m", "trainyard_trainer"] if program is None else sys.argv)]
+    if program is None:
+        runpy.run_module("trainyard_trainer", run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(program), run_name="__main__")

@@ -30,7 +30,7 @@ def test_a_network_and_two_functions_get_everything_else_from_the_package(tmp_pa
         "training": {"steps": 120, "batchSize": 8, "evaluateEverySteps": 60, "checkpointEverySteps": 20},
         "augmentation": {"preset": "None"},
     }
-    first = Trainer(run_spec(tmp_path, data, **changes), tmp_path, program=(str(EXAMPLE),))
+    first = Trainer(run_spec(tmp_path, data, **changes), tmp_path, program=EXAMPLE)
     first.reached(25)
     first.send(signal.SIGTERM)
     assert first.end() == ExitCode.INTERRUPTED, first.errors()
@@ -38,7 +38,7 @@ def test_a_network_and_two_functions_get_everything_else_from_the_package(tmp_pa
     assert stopped_at >= 25
 
     again = run_spec(tmp_path, data, **changes, attempt=2, resumeFrom=[first.spec.attempt_uri])
-    second = Trainer(again, tmp_path, {"TRAINYARD_ONNX": "1"}, program=(str(EXAMPLE),))
+    second = Trainer(again, tmp_path, {"TRAINYARD_ONNX": "1"}, program=EXAMPLE)
     assert second.end() == ExitCode.DONE, second.errors()
     assert (second.result["resumedFromStep"], second.result["step"]) == (stopped_at, 120)
     manifest = json.loads(local(f"{again.version_uri}manifest.json").read_text())

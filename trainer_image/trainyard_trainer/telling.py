@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainyard_api.status import Metrics, Scores
@@ -12,8 +12,10 @@ from trainyard_api.status import Metrics, Scores
 from trainyard_trainer.schedule import Plan
 from trainyard_trainer.state import Best, State
 
-SECONDS_BETWEEN_LINES = float(os.environ.get("TRAINYARD_SECONDS_BETWEEN_LINES", "10"))
-"""On stdout; the intake gets every second, `metrics.jsonl` every step."""
+
+def seconds_between_lines() -> float:
+    """On stdout; the intake gets every second, `metrics.jsonl` every step."""
+    return float(os.environ.get("TRAINYARD_SECONDS_BETWEEN_LINES", "10"))
 
 
 def metrics_of(state: State, latest: Scores | None, best: Best | None, rate: float) -> Metrics:
@@ -39,6 +41,7 @@ class Pace:
     since: tuple[int, float] | None = None
     images_per_second: float = 0.0
     line_at: float = -math.inf
+    seconds_between_lines: float = field(default_factory=seconds_between_lines)
 
     def begin(self, step: int, now: float) -> None:
         """From here on it counts, unless it does already."""
@@ -57,7 +60,7 @@ class Pace:
             self.images_per_second = batch_size / each
 
     def line_due(self, now: float) -> bool:
-        if now - self.line_at < SECONDS_BETWEEN_LINES:
+        if now - self.line_at < self.seconds_between_lines:
             return False
         self.line_at = now
         return True

@@ -116,10 +116,12 @@ def crds(cluster: Cluster) -> Cluster:
     """The cluster with Trainyard's custom resources, as committed."""
     folder = str(Path(__file__).resolve().parent.parent / "crds")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", folder)
-    names = [
-        f"crd/{kind}.trainyard.dev" for kind in ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")
+    kinds = [
+        f"{kind}.trainyard.dev" for kind in ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")
     ]
-    cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+    cluster.kubectl("wait", "--for=condition=Established", *(f"crd/{kind}" for kind in kinds), "--timeout=30s")
+    # They are Established before their storage answers; kubectl asks again until it does.
+    cluster.kubectl("get", ",".join(kinds))
     return cluster
 
 

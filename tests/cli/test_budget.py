@@ -1,19 +1,15 @@
 """`trainyard budget show` against a real API server."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 from devcluster import Cluster
-
-TRAINYARD = Path(sys.executable).with_name("trainyard")
+from tests import commands
+from tests.commands import Done
 
 
 def test_what_is_left_is_shown(crds: Cluster, namespace: str):
-    def show(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [TRAINYARD, "budget", "show", *arguments, "-n", namespace, "--kubeconfig", str(crds.kubeconfig)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    def show(*arguments: str) -> Done:
+        return commands.trainyard("budget", "show", *arguments, "-n", namespace, "--kubeconfig", crds.kubeconfig)
 
     assert "training time is not limited" in show().stderr
     budget = {

@@ -15,9 +15,10 @@ from trainyard_trainer.history import dumped
 from trainyard_trainer.store import Storage
 
 from devcluster import Cluster, S3Access
+from tests import commands
+from tests.commands import Done
 
-TRAINYARD = Path(sys.executable).with_name("trainyard")
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 def manifest(name: str, **spec: Any) -> dict[str, Any]:
@@ -38,12 +39,9 @@ def manifest(name: str, **spec: Any) -> dict[str, Any]:
 def trainyard(crds: Cluster, namespace: str) -> Run:
     """Runs the command line in a fresh namespace."""
 
-    def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(crds.kubeconfig), "COLUMNS": "200"}
-        return subprocess.run(
-            [TRAINYARD, *arguments, "-n", namespace], input=stdin, capture_output=True, text=True, env=environment,
-            timeout=60,
-        )  # fmt: skip
+    def run(*arguments: str, stdin: str = "") -> Done:
+        where = ("-n", namespace, "--kubeconfig", crds.kubeconfig)
+        return commands.trainyard(*arguments, *where, stdin=stdin, PATH="/usr/bin:/bin", COLUMNS="200")
 
     return run
 
@@ -171,7 +169,7 @@ def test_the_commands_change_the_field_that_is_meant(trainyard: Run, job: str, s
 def test_watch_shows_progress_and_ends_with_the_job(
     trainyard: Run, crds: Cluster, namespace: str, job: str, set_status: Any
 ):
-    found: list[subprocess.CompletedProcess[str]] = []
+    found: list[Done] = []
     watching = threading.Thread(target=lambda: found.append(trainyard("job", "watch", job)))
     watching.start()
     set_status(
@@ -199,7 +197,7 @@ def test_watch_of_a_failed_job_says_why_and_exits_1(trainyard: Run, job: str, se
 def test_an_end_before_the_last_change_of_the_spec_is_not_the_end(trainyard: Run, job: str, set_status: Any):
     set_status(job, state="Failed", observedGeneration=1, message="old")
     trainyard("job", "rerun", job)  # generation 2
-    found: list[subprocess.CompletedProcess[str]] = []
+    found: list[Done] = []
     watching = threading.Thread(target=lambda: found.append(trainyard("job", "watch", job)))
     watching.start()
     set_status(job, state="Succeeded", observedGeneration=2, run=1, message="", version="cells-v1")
@@ -254,9 +252,8 @@ def test_a_cluster_that_does_not_answer_is_named(cluster: Cluster, tmp_path: Pat
     text = yaml.safe_load(cluster.kubeconfig.read_text())
     text["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     lost.write_text(yaml.safe_dump(text))
-    done = subprocess.run(
-        [TRAINYARD, "job", "list", "--kubeconfig", str(lost)], capture_output=True, text=True, timeout=60
-    )
+    program = Path(sys.executable).with_name("trainyard")
+    done = subprocess.run([program, "job", "list"], capture_output=True, text=True, env={"KUBECONFIG": str(lost)})
     assert done.returncode == 1
     assert done.stderr.startswith("Error: Cannot reach the cluster at https://127.0.0.1:1")
     assert "Connection refused" in done.stderr

@@ -1,27 +1,23 @@
 """`trainyard model …` against a real API server: what the operator would write is written by the tests."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from devcluster import Cluster
+from tests import commands
+from tests.commands import Done
 
-TRAINYARD = Path(sys.executable).with_name("trainyard")
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 @pytest.fixture
 def trainyard(crds: Cluster, namespace: str) -> Run:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {"PATH": "/usr/bin:/bin", "KUBECONFIG": str(crds.kubeconfig), "COLUMNS": "200"}
-        command = [TRAINYARD, *arguments, "-n", namespace]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    def run(*arguments: str) -> Done:
+        return commands.trainyard(*arguments, "-n", namespace, "--kubeconfig", crds.kubeconfig, COLUMNS="200")
 
     return run
 

@@ -1,24 +1,21 @@
 """`trainyard service …` against a real API server."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from devcluster import Cluster
+from tests import commands
+from tests.commands import Done
 
-TRAINYARD = Path(sys.executable).with_name("trainyard")
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 
 
 @pytest.fixture
 def trainyard(crds: Cluster, namespace: str) -> Run:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [TRAINYARD, "service", *arguments, "-n", namespace, "--kubeconfig", str(crds.kubeconfig)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    def run(*arguments: str) -> Done:
+        return commands.trainyard("service", *arguments, "-n", namespace, "--kubeconfig", crds.kubeconfig)
 
     service = {
         "apiVersion": "trainyard.dev/v1alpha1",

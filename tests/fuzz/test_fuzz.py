@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = (("annotation=8000", "json=4000", "image=3500"), ("zip=1300", "spec=3500"))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("kinds", ROUNDS, ids=lambda kinds: "-".join(kind.split("=")[0] for kind in kinds))
 def test_every_input_is_read_or_refused_with_a_sentence(kinds: tuple[str, ...], tmp_path: Path):
     """In a process of its own, whose memory is capped and whose every write and connection is seen."""

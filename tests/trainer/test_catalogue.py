@@ -19,6 +19,7 @@ def built(name: str) -> Task:
     return import_module(f"trainyard_trainer.{entry.module}").build(entry, wanted)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", [name for name, entry in ARCHITECTURES.items() if entry.built])
 def test_parameters_and_operations_are_as_told(name: str) -> None:
     entry = ARCHITECTURES[name]

@@ -12,7 +12,7 @@ from trainyard_trainer import remote, voc_source
 from trainyard_trainer.store_s3 import S3
 from trainyard_trainer.synth import Kind, write_zip
 
-from tests.trainer.commands import run
+from tests.commands import dataset as run
 from tests.trainer.conftest import Bucket
 from tests.trainer.vocfiles import HEIGHT, WIDTH, good, obj, picture, xml, zipped
 

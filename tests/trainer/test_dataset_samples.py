@@ -11,7 +11,7 @@ from trainyard_trainer.rewrite import LIST_NAMES
 from trainyard_trainer.synth import write_zip
 from trainyard_trainer.voc_image import decode
 
-from tests.trainer.commands import run
+from tests.commands import dataset as run
 from tests.trainer.vocfiles import Files, good, load_uri, obj, xml, zipped
 
 

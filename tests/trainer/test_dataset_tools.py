@@ -16,7 +16,7 @@ from trainyard_trainer.records import Record
 from trainyard_trainer.voc import Dataset
 from trainyard_trainer.voc_image import decode
 
-from tests.trainer.commands import run
+from tests.commands import dataset as run
 from tests.trainer.conftest import Bucket
 from tests.trainer.vocfiles import HEIGHT, WIDTH, Files, found, good, load_uri, obj, picture, record, xml, zipped
 

@@ -173,6 +173,7 @@ def test_label_weights_and_smoothing_change_the_loss(detector: Detector) -> None
     assert smooth != pytest.approx(plain, rel=1e-4)
 
 
+@pytest.mark.training
 def test_the_loss_falls_on_one_batch() -> None:
     torch.manual_seed(1)
     detector = Detector.build("yard-nano", 3)
@@ -187,6 +188,7 @@ def test_the_loss_falls_on_one_batch() -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.training
 def test_a_step_never_waits_for_the_device() -> None:
     """Fake CUDA tensors have no values: reading one on the host, `nonzero` and the like raise."""
     with FakeTensorMode():

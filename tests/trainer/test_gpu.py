@@ -17,6 +17,7 @@ from tests.trainer.test_loop import Run, data, prepared  # noqa: F401 fixtures
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
+@pytest.mark.training
 def test_a_compiled_network_is_itself_again_for_the_export() -> None:
     network = nn.Linear(2, 2)
     names = list(network.state_dict())

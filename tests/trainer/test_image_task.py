@@ -158,6 +158,7 @@ def test_the_loss_of_tags_leaves_out_what_does_not_count() -> None:
     assert nothing.item() == 0
 
 
+@pytest.mark.training
 def test_the_loss_falls_on_one_batch() -> None:
     torch.manual_seed(0)
     task = ImageTask(network("mobilenet_v3_small", 2), Task.TAGGING)

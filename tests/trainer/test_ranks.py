@@ -39,6 +39,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+@pytest.mark.training
 def test_gradients_and_batch_statistics_are_those_of_one_process(two: list[dict[str, Any]]) -> None:
     assert [found["slice"] for found in two] == [[0, 2], [2, 5]]
     for found in two:
@@ -47,6 +48,7 @@ def test_gradients_and_batch_statistics_are_those_of_one_process(two: list[dict[
         assert found["names"], "checkpoints and versions know nothing of ranks"
 
 
+@pytest.mark.training
 def test_ranks_agree_and_one_may_do_something_alone(two: list[dict[str, Any]]) -> None:
     for found in two:
         assert found["largest"] == [1, 0]
@@ -55,6 +57,7 @@ def test_ranks_agree_and_one_may_do_something_alone(two: list[dict[str, Any]]) -
         assert found["alone"] == 3.0
 
 
+@pytest.mark.training
 def test_a_rank_that_dies_is_noticed_by_the_others(two: list[dict[str, Any]]) -> None:
     assert "another process of this training is gone" in two[0]["lost"]
 

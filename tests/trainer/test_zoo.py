@@ -144,6 +144,7 @@ def detector(request: pytest.FixtureRequest) -> Iterator[tuple[str, BoxTask]]:
         yield request.param, built(request.param)
 
 
+@pytest.mark.training
 def test_a_step_survives_images_without_objects_and_boxes_without_area(detector: tuple[str, BoxTask]) -> None:
     name, task = detector
     task.network.train()
@@ -167,6 +168,7 @@ def test_a_step_survives_images_without_objects_and_boxes_without_area(detector:
     assert nothing.parts["cls"] > 0, "a background-only image teaches something"
 
 
+@pytest.mark.training
 def test_rows_of_labels_are_found_in_the_weights(detector: tuple[str, BoxTask]) -> None:
     _, task = detector
     state = task.network.state_dict()
@@ -175,6 +177,7 @@ def test_rows_of_labels_are_found_in_the_weights(detector: tuple[str, BoxTask]) 
         assert state[name].shape[0] == rows.groups * (rows.before + len(LABELS))
 
 
+@pytest.mark.training
 def test_the_graph_says_what_torch_says(detector: tuple[str, BoxTask], tmp_path: Path) -> None:
     name, task = detector
     if name not in ("ssdlite320-mobilenet-v3", "fcos-resnet50-fpn", "fasterrcnn-mobilenet-v3-fpn"):
@@ -224,6 +227,7 @@ def test_a_training_makes_a_version_that_keeps_its_anchors(tmp_path: Path, monke
     assert {artifact.name for artifact in result.artifacts} >= {"model.safetensors", "predictions.png", "metrics.json"}
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", ["ssdlite320-mobilenet-v3", "fasterrcnn-mobilenet-v3-fpn"])
 def test_a_step_never_waits_for_the_device(name: str) -> None:
     task = built(name)

@@ -1,4 +1,4 @@
-"""`trainyard dataset …` in this process, as a person runs it."""
+"""The command line in this process, as a person runs it: a new one takes a second each."""
 
 import contextlib
 import io
@@ -16,15 +16,16 @@ class Done:
     stderr: str
 
 
-def run(*arguments: object, **environment: str) -> Done:
-    """The command line with these arguments, in this process: a new one takes a second each."""
+def trainyard(*arguments: object, stdin: str = "", **environment: str) -> Done:
+    """`trainyard …` with these arguments, this text to read and these variables over those of the process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setattr(sys, "argv", ["trainyard", "dataset", *map(str, arguments)])
+        patch.setattr(sys, "argv", ["trainyard", *map(str, arguments)])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         for name, text in environment.items():
             patch.setenv(name, text)
         try:
@@ -32,3 +33,7 @@ def run(*arguments: object, **environment: str) -> Done:
         except SystemExit as end:
             code = int(end.code or 0)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def dataset(*arguments: object, **environment: str) -> Done:
+    return trainyard("dataset", *arguments, **environment)

@@ -20,7 +20,7 @@ OBJECTS = 6
 
 
 def main() -> None:
-    names = [name for name, entry in ARCHITECTURES.items() if entry.built and not entry.needs_gpu]
+    names = [name for name, entry in ARCHITECTURES.items() if not entry.needs_gpu]
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("architectures", nargs="*", default=names)
     arguments.add_argument("--steps", type=int, default=3)

@@ -3,7 +3,7 @@
 In reading order: `base` (how models and their schemas behave), `architectures` (the catalogue), `dataset`, `training` and
 `execution` (the parts of a spec), `trainingjob`, `trainingservice`, `trainingbudget`, `modelversion` (the custom resources),
 `run` (`RunSpec`: all that one attempt of the trainer is told), `resolve` (a job and its service become a RunSpec), `consistency`
-(rules between fields, in Python), `support` (what this release leaves out), `report` (what the trainer tells back, `ExitCode`),
+(rules between fields, in Python), `report` (what the trainer tells back, `ExitCode`),
 `storage` (the layout on S3), `rules` (rules between fields, in CEL), `crd` (renders the CRD YAML), `reference` (renders the docs).
 """
 

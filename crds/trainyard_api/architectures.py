@@ -54,8 +54,6 @@ class Architecture:
     """Images per second of training on one core of `CPU_MEASURED` at the default size, FP32 (`make bench-catalogue`); None: not measured."""
     gflops: float = 0.0
     """Billions of multiplications and additions for one image at `image_size`, forward only, with 20 labels."""
-    built: bool = False
-    """Whether the trainer of this release brings it; one that is not yet built ends with `ExitCode.BAD_SPEC` and a sentence."""
     description: str = ""
 
     @property
@@ -74,7 +72,7 @@ def _detector(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, 
 def _network(name: str, size: int, cpu: int, gpu: int, rate: float, text: str, **rest: Any) -> Architecture:
     return Architecture(
         name, (Task.CLASSIFICATION, Task.TAGGING), size, cpu, gpu, rate,
-        module="image_network", source=name.replace("-", "_"), built=True, description=text, **rest,
+        module="image_network", source=name.replace("-", "_"), description=text, **rest,
     )  # fmt: skip
 
 
@@ -85,45 +83,45 @@ def _catalogue(*entries: Architecture) -> dict[str, Architecture]:
 ARCHITECTURES: dict[str, Architecture] = _catalogue(
     _detector(
         "yard-nano", 320, 8, 32, 2e-3, "our one-stage detector; recommended",
-        parameters=1_763_676, gflops=0.78, cpu_speed=14.0, bf16_on_cpu=True, built=True,
+        parameters=1_763_676, gflops=0.78, cpu_speed=14.0, bf16_on_cpu=True,
     ),
     _detector(
         "yard-small", 416, 8, 32, 1.5e-3, "our one-stage detector, for more and smaller objects",
-        parameters=7_010_492, gflops=5.08, cpu_speed=2.9, width=2.0, bf16_on_cpu=True, built=True,
+        parameters=7_010_492, gflops=5.08, cpu_speed=2.9, width=2.0, bf16_on_cpu=True,
     ),
     _detector(
         "yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs",
-        parameters=19_522_284, gflops=31.2, width=3.0, depth=2.0, bf16_on_cpu=True, built=True,
+        parameters=19_522_284, gflops=31.2, width=3.0, depth=2.0, bf16_on_cpu=True,
     ),
     _detector(
         "ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices",
         parameters=2_469_860, gflops=0.887, cpu_speed=5.1,
-        module="zoo", source="ssdlite320_mobilenet_v3_large", built=True,
+        module="zoo", source="ssdlite320_mobilenet_v3_large",
     ),
     _detector(
         "ssd300-vgg16", 320, 8, 32, 5e-4, "torchvision's SSD on VGG16",
         parameters=26_285_486, gflops=70.5,
-        module="zoo", source="ssd300_vgg16", backbone_source="vgg16", least_size=288, bf16_on_cpu=True, built=True,
+        module="zoo", source="ssd300_vgg16", backbone_source="vgg16", least_size=288, bf16_on_cpu=True,
     ),
     _detector(
         "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN",
         parameters=36_726_040, gflops=169,
-        module="zoo", source="retinanet_resnet50_fpn_v2", backbone_source="resnet50", needs_gpu=True, built=True,
+        module="zoo", source="retinanet_resnet50_fpn_v2", backbone_source="resnet50", needs_gpu=True,
     ),
     _detector(
         "fcos-resnet50-fpn", 640, 2, 8, 1e-4, "torchvision's FCOS on ResNet-50 with FPN",
         parameters=32_159_065, gflops=161,
-        module="zoo", source="fcos_resnet50_fpn", backbone_source="resnet50", needs_gpu=True, built=True,
+        module="zoo", source="fcos_resnet50_fpn", backbone_source="resnet50", needs_gpu=True,
     ),
     _detector(
         "fasterrcnn-mobilenet-v3-fpn", 640, 4, 16, 2e-4, "torchvision's Faster R-CNN on MobileNetV3 with FPN",
         parameters=18_970_004, gflops=12.7,
-        module="rcnn", source="fasterrcnn_mobilenet_v3_large_fpn", backbone_source="mobilenet_v3_large", built=True,
+        module="rcnn", source="fasterrcnn_mobilenet_v3_large_fpn", backbone_source="mobilenet_v3_large",
     ),
     _detector(
         "fasterrcnn-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's Faster R-CNN v2 on ResNet-50 with FPN",
         parameters=43_271_528, gflops=258,
-        module="rcnn", source="fasterrcnn_resnet50_fpn_v2", backbone_source="resnet50", needs_gpu=True, built=True,
+        module="rcnn", source="fasterrcnn_resnet50_fpn_v2", backbone_source="resnet50", needs_gpu=True,
     ),
     _network(
         "mobilenet-v3-small", 224, 32, 128, 1e-3, "torchvision's MobileNetV3 small; the quickest image network",

@@ -52,7 +52,8 @@ class Execution(Model):
     )
     rerun_as_process: bool = Field(
         default=False,
-        description="A crashed training process is started again in the same pod, as an attempt of its own.",
+        description="A training process that fails is started again at once in the same pod, with the image and the data that are "
+        "there, as an attempt of its own that counts; the attempts of a pod share its timeoutSeconds. Not with nodes above 1.",
     )
 
 

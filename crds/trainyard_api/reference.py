@@ -99,7 +99,7 @@ def _architectures() -> str:
             "needs a GPU" if entry.needs_gpu else str(entry.batch_cpu),
             str(entry.batch_gpu),
             f"{entry.learning_rate:g}",
-            entry.description + ("" if entry.built else " (not in this release)"),
+            entry.description,
         )
         for entry in ARCHITECTURES.values()
     )

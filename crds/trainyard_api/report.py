@@ -11,6 +11,8 @@ from trainyard_api.trainingjob import AttemptResult, End
 
 MAX_REPORT_BYTES = 64 * 1024
 MAX_TERMINATION_MESSAGE_BYTES = 4096
+LAST_SEQUENCE = 2**31 - 1
+"""Of the report that a process failed: it comes from its supervisor, after all that the process itself has sent."""
 TOKEN_AUDIENCE = "trainyard.dev"  # noqa: S105 an audience, not a password
 
 
@@ -34,6 +36,10 @@ class ExitCode(IntEnum):
 NEVER_RETRIED = frozenset({ExitCode.BAD_SPEC, ExitCode.BAD_DATA, ExitCode.DISK_FULL, ExitCode.STORAGE_REFUSED})
 
 
+RANK_LOST = "RankLost"
+"""`Result.reason` of a process that ended only because another one of the same training did."""
+
+
 class Phase(StrEnum):
     STARTING = "Starting"
     FETCHING = "Fetching"
@@ -45,6 +51,8 @@ class Phase(StrEnum):
     EXPORTING = "Exporting"
     UPLOADING = "Uploading"
     DONE = "Done"
+    RESTARTING = "Restarting"
+    """The training's process failed, its pod lives: the next attempt could begin there at once (`rerunAsProcess`)."""
 
 
 class Outcome(StrEnum):
@@ -118,7 +126,7 @@ class Report(Model):
     run: int = 0
     attempt: Annotated[int, Field(ge=1)]
     sequence: Annotated[int, Field(ge=1)]
-    """Goes up by one with every report of a process; one that goes back is refused."""
+    """Goes up with every report of an attempt; one that goes back is refused."""
 
     phase: Phase
     message: Annotated[str, Field(max_length=1024)] | None = None

@@ -71,6 +71,11 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
     known = ARCHITECTURES.get(job.architecture)
     if known is not None and known.needs_gpu and instance.gpus == 0:
         raise Contradiction(f"{known.name} needs a GPU; set gpus to at least 1, or choose a smaller architecture")
+    if execution.rerun_as_process and instance.nodes > 1:
+        raise Contradiction(
+            "rerunAsProcess starts a process again within its pod, and a training on several nodes starts again as a whole; set "
+            "policy.rerunAsProcess to false, or nodes to 1"
+        )
     return RunSpec(
         job=attempt.name,
         namespace=attempt.namespace,
@@ -99,7 +104,6 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
         on_timeout=execution.on_timeout,
         trained_seconds=attempt.trained_seconds,
         finish=attempt.finish,
-        rerun_as_process=execution.rerun_as_process,
         max_process_starts=execution.max_attempts if execution.rerun_as_process else 1,
         secrets_path=attempt.secrets_path,
         cache_path=attempt.cache_path,

@@ -115,8 +115,9 @@ class RunSpec(Model):
     """Training time of the earlier attempts of this run, for `training.max_duration_seconds`."""
     finish: bool = False
     """Train no further: publish the best model of `resume_from`."""
-    rerun_as_process: bool = False
     max_process_starts: Annotated[int, Field(ge=1)] = 1
+    """How often the training's process may be started in this pod, the first time included (`rerunAsProcess`): after an error the
+    next attempt begins there, once the intake takes its reports."""
 
     secrets_path: str = "/secrets"
     cache_path: str = "/cache"

@@ -171,6 +171,9 @@ class Attempt(Model):
     pod_uid: Word | None = Field(default=None, alias="podUID", description="Uid of the pod.")
     node: Word | None = Field(default=None, description="The node it ran on.")
     standby: bool = Field(default=False, description="Whether it took a warm standby instance.")
+    process: Annotated[int, Field(ge=1, le=999)] = Field(
+        default=1, description="Which start of the training's process in its pod it is (rerunAsProcess)."
+    )
     create_time: datetime = Field(description="When the attempt was decided.")
     start_time: datetime | None = Field(default=None, description="When its container ran.")
     training_start_time: datetime | None = Field(default=None, description="When its first training step was reported.")
@@ -248,7 +251,7 @@ class Progress(Model):
     schema_defaults = False
 
     phase: Word = Field(
-        description="Starting, Fetching, Checking, Caching, Training, Evaluating, Exporting, Uploading, Saving or Done."
+        description="Starting, Fetching, Checking, Caching, Training, Evaluating, Exporting, Uploading, Saving, Done or Restarting."
     )
     message: Text | None = Field(default=None, description="What it is doing.")
     percent: Annotated[int, Field(ge=0, le=100)] | None = Field(default=None, description="Share of the steps taken.")

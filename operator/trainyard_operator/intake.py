@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 from pydantic import ValidationError
-from trainyard_api.report import MAX_REPORT_BYTES, Answer, Report
+from trainyard_api.report import MAX_REPORT_BYTES, Answer, Phase, Report
 
 from trainyard_operator import logs
 from trainyard_operator.cluster import TRAINING_JOBS, Cluster, ClusterError, NotFoundError, Object, StaleError
@@ -218,6 +218,9 @@ def check(job: Object, report: Report, reporter: Reporter) -> None:
             )
         # A quick trainer reports before the operator has seen its pod run.
         raise Refusal(503, "NotYetCurrent", f"attempt {number} is not known to run yet; send it again", retry_after=0.5)
+    asks = (status.get("progress") or {}).get("phase") == Phase.RESTARTING and current["podUID"] == reporter.pod_uid
+    if asks and run == report.run and number == current["attempt"] + 1:
+        raise Refusal(503, "NotYetCurrent", f"attempt {number} is not decided yet; ask again", retry_after=0.5)
     if current["attempt"] != number or run != report.run:
         raise Refusal(409, "OtherAttempt", f"the current attempt is {current['attempt']} of run {run}, not {number}")
     if current["podUID"] != reporter.pod_uid:

@@ -4,16 +4,21 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from trainyard_api.report import Report
+from trainyard_api.report import Phase, Report
 from trainyard_api.status import Metrics, Scores
 from trainyard_api.trainingjob import Progress
 
 Object = dict[str, Any]
+RESTART_FIELDS = ("phase", "message", "result", "sequence", "updatedAt")
+"""What the supervisor of a process that failed has to say."""
 
 
 def report_operations(status: Object, report: Report, now: datetime | None = None) -> list[Object]:
     """The operations that write `report` over what `status` has; fields that a report lacks keep what an earlier one said."""
     progress = progress_of(report, now or datetime.now(UTC)).to_dict()
+    if report.phase is Phase.RESTARTING:
+        # Its process is gone, and only that knew the numbers.
+        progress = (status.get("progress") or {}) | {k: v for k, v in progress.items() if k in RESTART_FIELDS}
     operations: list[Object] = [{"op": "add", "path": "/status/progress", "value": finite(progress)}]
     if report.metrics is not None:
         merged = (status.get("metrics") or {}) | finite(report.metrics.to_dict())

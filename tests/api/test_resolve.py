@@ -50,12 +50,20 @@ def test_the_spec_survives_its_json_form() -> None:
 def test_a_job_overrides_its_service() -> None:
     spec = run_spec(
         job(policy={"timeoutSeconds": 60, "drainSeconds": 20, "onTimeout": "Fail"}, resources={"gpus": 2, "nodes": 3}),
-        service(execution={"timeoutSeconds": 900, "rerunAsProcess": True, "maxAttempts": 5}),
+        service(execution={"timeoutSeconds": 900, "maxAttempts": 5}),
         ATTEMPT,
     )
     assert (spec.timeout_seconds, spec.drain_seconds, spec.on_timeout) == (60, 20, "Fail")
     assert (spec.gpus, spec.nodes, spec.training.batch_size) == (2, 3, 32)
-    assert spec.max_process_starts == 5
+    assert spec.max_process_starts == 1
+
+
+def test_a_process_is_started_again_where_its_pod_is_alone() -> None:
+    again = service(execution={"rerunAsProcess": True, "maxAttempts": 5})
+    assert run_spec(job(), again, ATTEMPT).max_process_starts == 5
+    assert run_spec(job(policy={"rerunAsProcess": False}), again, ATTEMPT).max_process_starts == 1
+    with pytest.raises(Contradiction, match="rerunAsProcess to false, or nodes to 1"):
+        run_spec(job(resources={"nodes": 2}), again, ATTEMPT)
 
 
 def test_a_short_timeout_leaves_half_of_it_to_train() -> None:

@@ -82,8 +82,10 @@ class Yard:
 
     def children(self, kind: str, job: str) -> list[Object]:
         """Objects of a job, by label."""
-        text = self.cluster.kubectl("-n", NAMESPACE, "get", kind, "-l", f"trainyard.dev/job={job}", "-o", "json")
-        return json.loads(text)["items"]
+        return self.labelled(kind, f"trainyard.dev/job={job}")
+
+    def labelled(self, kind: str, labels: str) -> list[Object]:
+        return json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", kind, "-l", labels, "-o", "json"))["items"]
 
     def events(self, job: str) -> list[str]:
         selector = f"involvedObject.kind=TrainingJob,involvedObject.name={job}"

@@ -11,6 +11,8 @@ from realyard import BUCKET, FINAL, NAMESPACE, Yard, sha256
 
 pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(900)]
 
+INDEX = "batch.kubernetes.io/job-completion-index"
+QUICK = [{"name": "TRAINYARD_ONNX", "value": "0"}, {"name": "OMP_NUM_THREADS", "value": "1"}]
 FILES = {"model.safetensors", "model.onnx", "labels.txt", "metrics.json", "predictions.png"}
 
 
@@ -112,22 +114,59 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(yard: Yard, shapes: bytes):
     assert (status["chargedAttempts"], status["version"]) == (0, "paused-v1")
 
 
-def test_a_trainer_killed_by_signal_9_is_started_again_from_its_checkpoint(yard: Yard, shapes: bytes):
+def test_two_nodes_train_as_one_and_losing_one_ends_the_attempt(yard: Yard, shapes: bytes):
     yard.apply(
-        "killed", yard.put("killed.zip", shapes), training={"epochs": None, "steps": 60, "checkpointEverySteps": 5}
+        "gang",
+        yard.put("gang.zip", shapes),
+        resources={"nodes": 2, "env": QUICK},
+        training={"epochs": None, "steps": 5000, "batchSize": 4, "checkpointEverySteps": 5, "evaluateEverySteps": 5000},
+        policy={"backoffSeconds": 0},
+    )
+    yard.until("gang", "past a checkpoint", lambda s: s.get("progress", {}).get("checkpointStep"))
+    ranks = {pod["metadata"]["labels"][INDEX]: pod["metadata"]["name"] for pod in yard.children("pods", "gang")}
+    assert sorted(ranks) == ["0", "1"]
+    for process in processes_of(ranks["1"]):
+        os.kill(process, signal.SIGKILL)
+    yard.until(
+        "gang", "training again", lambda s: len(s["attempts"]) == 2 and s["attempts"][1].get("trainingStartTime")
+    )
+    yard.edit("gang", end="Finish")
+    status = yard.finished("gang")
+    assert (status["state"], status["reason"]) == ("Succeeded", "FinishedEarly"), status.get("message")
+    first, second, *_ = status["attempts"]
+    assert (first["cause"], first["exitCode"], first["charged"]) == ("Error", 137, True), first
+    assert "signal 9" in first["message"]
+    assert second["resumedFromStep"] >= 5
+    # (Where the machine is slow, what it has is published by one attempt more.)
+    last = status["attempts"][-1]
+    assert (last["cause"], status["chargedAttempts"]) == ("Completed", 1), status["attempts"]
+    pods = yard.labelled("pods", f"trainyard.dev/job=gang,trainyard.dev/attempt={last['number']}")
+    assert [pod["status"]["phase"] for pod in pods] == ["Succeeded", "Succeeded"]
+
+
+def test_a_process_killed_by_signal_9_is_started_again_in_its_pod(yard: Yard, shapes: bytes):
+    yard.apply(
+        "killed",
+        yard.put("killed.zip", shapes),
+        resources={"env": QUICK},
+        training={"epochs": None, "steps": 40, "checkpointEverySteps": 5, "evaluateEverySteps": 40},
+        policy={"rerunAsProcess": True},
     )
     status = yard.until("killed", "past a checkpoint", lambda status: status.get("progress", {}).get("checkpointStep"))
-    for process in processes_of(status["attempts"][-1]["podName"]):
+    for process in processes_of(status["attempts"][0]["podName"], b"TRAINYARD_LOCAL_RANK=0"):
         os.kill(process, signal.SIGKILL)
     status = yard.finished("killed")
     assert status["state"] == "Succeeded", status.get("message")
     first, second = status["attempts"]
-    assert (first["exitCode"], first["charged"], second["cause"]) == (137, True, "Completed")
+    assert (first["cause"], first["charged"], second["cause"], second["process"]) == ("Error", True, "Completed", 2)
+    assert "SIGKILL" in first["message"]
+    assert (second["jobName"], second["podUID"]) == (first["jobName"], first["podUID"])
     assert second["resumedFromStep"] >= 5
+    assert len(yard.children("pods", "killed")) == 1
 
 
-def processes_of(pod: str) -> list[int]:
-    """Processes on this machine that run the trainer of a pod; not the sandbox around it."""
+def processes_of(pod: str, with_variable: bytes = b"") -> list[int]:
+    """Processes on this machine that run the trainer of a pod, those with a variable only; not the sandbox around it."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -135,7 +174,8 @@ def processes_of(pod: str) -> list[int]:
             told = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if folder.name.isdigit() and b"python" in program and f"TRAINYARD_POD_NAME={pod}".encode() in told:
+        wanted = {f"TRAINYARD_POD_NAME={pod}".encode(), with_variable or told[0]}
+        if folder.name.isdigit() and b"python" in program and wanted <= set(told):
             found.append(int(folder.name))
     assert found, f"no process of {pod}"
     return found

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 from trainyard_api.report import Report
 from trainyard_api.trainingjob import Attempt, Cause, TrainingJobStatus
-from trainyard_operator.intake import Bucket, is_due
+from trainyard_operator.handover import Refusal
+from trainyard_operator.intake import Bucket, check, is_due
 from trainyard_operator.metrics import MAX_SERVICES, Metrics
 from trainyard_operator.probes import service_loads
 from trainyard_operator.queue import WorkQueue
+from trainyard_operator.reported import report_operations
+from trainyard_operator.tokens import Reporter
 from trainyard_operator.watch import Watch
 
 from tests.operator.decide.world import SPEC, START
@@ -108,6 +111,46 @@ def test_mere_progress_may_wait_for_the_next_report_and_news_may_not(fields: dic
     report = Report.model_validate(identity | {"phase": "Training"} | fields)
     assert is_due({"status": {"progress": BEFORE}}, report, later(seconds), 30.0) is due
     assert is_due({"status": {}}, report, later(seconds), 30.0)
+
+
+# --- a process that failed in a pod that lives ------------------------------------------------------------------------------
+
+CURRENT = {"attempt": 1, "podUID": "p"}
+
+
+def report_of(attempt: int, phase: str, **fields: Any) -> Report:
+    identity = {"job": "cells", "namespace": "vision", "uid": "u", "run": 0, "attempt": attempt, "sequence": 3}
+    return Report.model_validate(identity | {"phase": phase} | fields)
+
+
+@pytest.mark.parametrize(
+    ("phase", "attempt", "pod", "reason"),
+    [
+        ("Restarting", 2, "p", "NotYetCurrent"),
+        ("Restarting", 3, "p", "OtherAttempt"),
+        ("Restarting", 2, "q", "OtherAttempt"),
+        ("Training", 2, "p", "OtherAttempt"),
+    ],
+)
+def test_the_next_attempt_is_told_to_ask_again_only_while_its_pod_waits_for_it(
+    phase: str, attempt: int, pod: str, reason: str
+):
+    status = {"current": CURRENT, "state": "Running", "progress": BEFORE | {"phase": phase}}
+    with pytest.raises(Refusal) as refused:
+        check(
+            {"metadata": {"uid": "u"}, "status": status},
+            report_of(attempt, "Starting"),
+            Reporter("vision", "cells-x", pod),
+        )
+    assert refused.value.reason == reason
+
+
+def test_that_a_process_failed_leaves_the_numbers_that_only_it_knew():
+    result = {"exitCode": 1, "reason": "RankKilled", "message": "killed by SIGSEGV"}
+    told = report_of(1, "Restarting", result=result)
+    progress = report_operations({"progress": BEFORE}, told, later(5))[0]["value"]
+    assert (progress["phase"], progress["step"], progress["checkpointStep"]) == ("Restarting", 1, 1)
+    assert (progress["result"]["message"], progress["sequence"]) == ("killed by SIGSEGV", 3)
 
 
 def test_a_job_that_stalls_soon_is_written_often():

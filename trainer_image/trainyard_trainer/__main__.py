@@ -3,8 +3,8 @@
     TRAINYARD_STANDBY=file python -m trainyard_trainer     waits for its RunSpec, warm
     python -m trainyard_trainer            reads /etc/trainyard/run.json, or the file that TRAINYARD_RUN_SPEC names
 
-SIGTERM sets a flag; the training finishes its step, saves, uploads, and the process exits with 75. With several GPUs or nodes this
-process is the supervisor of one child for each GPU, which it starts with the same command.
+SIGTERM sets a flag; the training finishes its step, saves, uploads, and the process exits with 75. With several GPUs or nodes, and
+where a failed process may be started again, this one is the supervisor of one child for each GPU, started with the same command.
 """
 
 from __future__ import annotations
@@ -76,9 +76,10 @@ def main() -> None:
         write_termination_message(result)
         print(json.dumps({"event": "result", **result.to_dict()}), flush=True)
         sys.exit(result.exit_code)
-    if place.world == 1:
+    is_child = LOCAL_RANK in os.environ
+    if place.world == 1 and spec.max_process_starts == 1 and not is_child:
         sys.exit(run(spec, stop, started).exit_code)
-    if LOCAL_RANK not in os.environ:
+    if not is_child:
         sys.exit(supervise(spec, process_start() if started is None else started, stop()).exit_code)
     end_with_parent()
     result = run(spec, stop, float(os.environ[STARTED]), place)

@@ -87,10 +87,11 @@ def run_attempt(attempt: Attempt) -> Result:
 
 def check_spec(spec: RunSpec) -> tuple[int, int]:
     """Width and height of the input. Raises BadSpec for what this trainer cannot do."""
-    built = {name: entry for name, entry in ARCHITECTURES.items() if entry.built}
-    if spec.architecture not in built:
-        raise BadSpec(f"this image does not have the architecture {spec.architecture!r}; it has {', '.join(built)}.")
-    architecture = built[spec.architecture]
+    architecture = ARCHITECTURES.get(spec.architecture)
+    if architecture is None:
+        raise BadSpec(
+            f"this image does not have the architecture {spec.architecture!r}; it has {', '.join(ARCHITECTURES)}."
+        )
     if spec.task not in architecture.tasks:
         raise BadSpec(f"{spec.architecture} cannot do {spec.task.value}; set task to {architecture.task.value}.")
     wanted = spec.dataset.image_size or architecture.image_size

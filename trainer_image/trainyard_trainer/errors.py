@@ -6,7 +6,7 @@ where, what to do. `reason` is one word for programs; it becomes `Result.reason`
 
 from typing import ClassVar
 
-from trainyard_api.report import ExitCode
+from trainyard_api.report import RANK_LOST, ExitCode
 
 
 class TrainerError(Exception):
@@ -77,7 +77,7 @@ class NothingInTime(TrainerError):
 class RankLost(TrainerError):
     """Another process of the training is gone, so that this one cannot go on; what happened is said by the other one."""
 
-    default_reason = "RankLost"
+    default_reason = RANK_LOST
 
 
 class VersionTaken(TrainerError):

@@ -43,9 +43,7 @@ def detector(
     learning_rate: float = 1e-3,
 ) -> NoReturn:
     """Runs this process as the trainer of the detector `name` (`private/…`). What a job leaves out is as given here."""
-    entry = Architecture(
-        name, (TaskName.DETECTION,), image_size, batch_cpu, batch_gpu, learning_rate, module="private", built=True
-    )
+    entry = Architecture(name, (TaskName.DETECTION,), image_size, batch_cpu, batch_gpu, learning_rate, module="private")
     serve(entry, lambda wanted: PrivateDetector(wanted, network, loss, boxes))
 
 

@@ -33,6 +33,7 @@ from trainyard_api.run import RUN_SPEC_ENV, STANDBY_ENV, RunSpec
 from trainyard_trainer.errors import RankLost
 from trainyard_trainer.place import LOCAL_PORT, LOCAL_RANK, SHARED_FOLDER, STARTED, SUPERVISOR, processes_per_node
 from trainyard_trainer.report import write_termination_message
+from trainyard_trainer.restart import next_start
 
 GRACE_SECONDS = 20.0
 """For the other ranks, after one has failed or the first has ended."""
@@ -143,19 +144,24 @@ class Supervisor:
 
 def supervise(spec: RunSpec, started: float, stopped: bool) -> Result:
     """All processes of this node, to their end. `started`: when the attempt began, on `time.monotonic`'s scale; `stopped`: whether it
-    was asked to stop since."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{spec.job}-"))
-    # The very command that started this process: an image of one's own may have another than ours.
-    command = [sys.executable, *sys.orig_argv[1:]]
-    (folder / "run.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
-    supervisor = Supervisor(command, processes_per_node(spec), folder, started)
-    supervisor.stopped = stopped
-    signal.signal(signal.SIGTERM, supervisor.stop)
-    signal.signal(signal.SIGINT, supervisor.stop)
-    try:
-        result = supervisor.run()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    was asked to stop since. Where they may be started again (`maxProcessStarts`), an error is not their end."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{spec.job}-"))
+        # The very command that started this process: an image of one's own may have another than ours.
+        command = [sys.executable, *sys.orig_argv[1:]]
+        (folder / "run.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+        supervisor = Supervisor(command, processes_per_node(spec), folder, started)
+        supervisor.stopped = stopped
+        signal.signal(signal.SIGTERM, supervisor.stop)
+        signal.signal(signal.SIGINT, supervisor.stop)
+        try:
+            result = supervisor.run()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        follows = next_start(spec, result, lambda s=supervisor: s.stopped)
+        if follows is None:
+            break
+        spec, stopped = follows, supervisor.stopped
     write_termination_message(result)
     if supervisor.ended.get(0) != result.exit_code:
         # The first rank has told its own end; this one is another.

@@ -48,7 +48,8 @@ class Reporter:
         self._metrics = metrics_path.open("a", encoding="utf-8") if metrics_path else None
         self._log = log_path.open("a", encoding="utf-8") if log_path else None
         self._warnings: dict[str, Warning_] = {}
-        self._sequence = 0
+        # The first number is the supervisor's who asked whether this process may begin (`restart`).
+        self._sequence = 1
         self._finish = threading.Event()
         self._sender = _Sender(spec.intake, self._answered) if spec.intake else None
 

@@ -3,7 +3,7 @@
 In reading order: `model` (what is observed, and what a plan is), `parse` (views from Kubernetes dicts);
 `lifecycle` (the state machine of a job: `decide_job`, `decide_version`) with its parts `case` (what they share), `start` (what a job
 needs to start), `queued` (waiting, and the opening of an attempt), `execution` (an attempt while it lives), `settle` (what its
-end changes), `versions` (the ModelVersion of a run), `cleanup`, `warnings`;
+end changes), `restart` (the next attempt in the same pod), `versions` (the ModelVersion of a run), `cleanup`, `warnings`;
 `evidence` and `failure` (why an attempt ended), `retry` (what follows), `diagnosis` (why a pod does not start) with `scheduling`
 (why no node takes it) and `denials` (why it may not be made), `refusals` (what the cluster does not let the operator do), `nodes` (when one is lost);
 `service` (`decide_service`) with `admission` (which waiting jobs start now), `scaling` (how many instances) and `standby` (warm ones, and

@@ -124,6 +124,7 @@ def occupied(snapshot: ServiceSnapshot) -> frozenset[Slot]:
     batch = {Slot(entry.uid, entry.run, entry.attempt) for entry in pending(snapshot)}
     ledgers: set[Slot] = set()
     fenced: set[Slot] = set()
+    known: set[str] = set()
     for job in snapshot.jobs:
         for attempt in job.status.attempts:
             slot = Slot(job.metadata.uid, attempt.run, attempt.number)
@@ -131,10 +132,15 @@ def occupied(snapshot: ServiceSnapshot) -> frozenset[Slot]:
                 fenced.add(slot)
             elif attempt.end_time is None:
                 ledgers.add(slot)
+            else:
+                continue
+            if attempt.job_uid is not None:
+                known.add(attempt.job_uid)
     pods = {
         slot_of(pod)
         for pod in snapshot.pods
-        if not pod.over and not is_standby(pod) and not _on_lost_node(pod, snapshot)
+        # A pod's labels name the first of the attempts that share it.
+        if not pod.over and pod.owner_uid not in known and not is_standby(pod) and not _on_lost_node(pod, snapshot)
     }
     return frozenset((batch | ledgers | pods) - fenced)
 

@@ -20,7 +20,8 @@ def clean_up(case: Case, draft: Draft) -> Draft:
 
 
 def _clean_job(case: Case, draft: Draft, job: AttemptJob) -> Draft:
-    attempt = next((a for a in draft.status.attempts if a.job_name == job.metadata.name), None)
+    # Of attempts that shared a pod the last one speaks for their Job.
+    attempt = next((a for a in reversed(draft.status.attempts) if a.job_name == job.metadata.name), None)
     if attempt is not None and attempt.end_time is None:
         return draft
     pods = case.pods_of(job.metadata.uid)

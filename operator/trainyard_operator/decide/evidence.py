@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from pydantic import ValidationError
-from trainyard_api.report import Result
+from trainyard_api.report import RANK_LOST, Result
 from trainyard_api.trainingjob import Attempt, AttemptResult
 
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, NodeView, Terminated
@@ -111,11 +111,15 @@ def _deleted_by_somebody(facts: EndFacts, pod: AttemptPod | None) -> bool:
 def _deciding_pod(pods: tuple[AttemptPod, ...]) -> AttemptPod | None:
     """Of a gang the one that failed first by itself; the others only followed. Else that of rank 0."""
 
-    def key(pod: AttemptPod) -> tuple[bool, bool, str, int]:
+    def key(pod: AttemptPod) -> tuple[bool, bool, bool, str, int]:
         ended = pod.trainer.terminated if pod.trainer else None
+        said = parse_result(ended.message) if ended else None
+        # Times are whole seconds: who only lost another one often ends within the same.
+        followed = said is not None and said.reason == RANK_LOST
         finished = ended.finished_at.isoformat() if ended and ended.finished_at else "9"
         failed = pod.phase == "Failed"
-        return (not failed, failed and pod.metadata.deletion_time is not None, finished if failed else "", pod.index)
+        deleted = failed and pod.metadata.deletion_time is not None
+        return (not failed, deleted, followed, finished if failed else "", pod.index)
 
     return min(pods, key=key, default=None)
 

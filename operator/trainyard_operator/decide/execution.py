@@ -253,7 +253,8 @@ def _exact_deadlines(case: Case, attempt: Attempt) -> tuple[Action, ...]:
             continue
         if attempt.standby and LABEL_JOB not in pod.labels:
             continue  # the hand-over sets it
-        began = attempt.start_time if attempt.standby else None
+        # The time of an attempt counts from its own start where that is not the container's.
+        began = attempt.start_time if attempt.standby or attempt.process > 1 else None
         exact = _deadline_seconds(case, attempt, pod.start_time, began or container.running_since)
         if pod.active_deadline_seconds is None or pod.active_deadline_seconds > exact:
             actions.append(LowerDeadline(pod.metadata.name, pod.metadata.uid, exact))
@@ -328,6 +329,8 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     if progress is not None:
         said = f"{progress.phase}: {progress.message}" if progress.message else f"{progress.phase}."
         return draft.say(JobState.PREPARING, progress.phase, said)
+    if attempt.process > 1 and draft.status.reason == "Restarting":
+        return draft
     return draft.say(
         JobState.PREPARING, "Started", f"The trainer runs on node {attempt.node} and has not reported yet."
     )

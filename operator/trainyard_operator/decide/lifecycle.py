@@ -40,6 +40,7 @@ from trainyard_operator.decide.model import (
 )
 from trainyard_operator.decide.queued import queue_up
 from trainyard_operator.decide.refusals import with_refusals
+from trainyard_operator.decide.restart import restarted
 from trainyard_operator.decide.settle import finished, settle, stop_state
 from trainyard_operator.decide.versions import orphaned, present_version, version_actions
 from trainyard_operator.decide.warnings import TOO_SLOW, job_warnings, rate_look
@@ -128,7 +129,7 @@ def _step(case: Case, draft: Draft) -> Draft:
         (observed,) = open_attempts(draft.status)
         end = _end_of(case, draft, observed)
         if end is None:
-            return supervise(case, draft, observed)
+            return restarted(case, draft, observed) or supervise(case, draft, observed)
         settled = settle(case, draft, observed, end)
         if end.cause is Cause.COMPLETED and not _is_published(case, settled.status):
             return replace(draft, publishing=settled.status)

@@ -33,6 +33,7 @@ from trainyard_api.trainingjob import Attempt, TrainingJobSpec, TrainingJobStatu
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 
 TRAINER_CONTAINER = "trainer"
+MAX_ATTEMPT_NUMBER = 999
 
 LABEL_JOB = "trainyard.dev/job"
 LABEL_JOB_UID = "trainyard.dev/job-uid"

@@ -12,12 +12,12 @@ from trainyard_operator.decide import budget
 from trainyard_operator.decide.admission import admitted, entry_of, is_new, is_ready, next_attempt
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import QUIET, supervise
+from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER
 from trainyard_operator.decide.scaling import capacity
 from trainyard_operator.decide.settle import finished
 from trainyard_operator.decide.start import blocker
 from trainyard_operator.decide.versions import with_version
 
-MAX_ATTEMPT_NUMBER = 999
 SHOWN_POSITIONS = 20
 NEXT = timedelta(seconds=1)
 """When a job whose batch is about to be written looks again, should that fail."""

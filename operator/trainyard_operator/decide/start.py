@@ -12,6 +12,7 @@ from trainyard_api.storage import attempt_uri, run_uri, version_name
 from trainyard_api.trainingjob import Attempt, TrainingJobStatus, Weights
 from trainyard_api.trainingservice import TrainingServiceSpec, default_service_name
 
+from trainyard_operator.decide import budget
 from trainyard_operator.decide.case import Case, run_attempts
 from trainyard_operator.decide.model import CreateHeadless, CreateJob, CreateService, Metadata, VersionView
 
@@ -51,12 +52,26 @@ def create_job(case: Case, status: TrainingJobStatus, attempt: Attempt) -> Creat
                 "timeout_seconds": timeout,
                 "drain_seconds": planned_drain(execution),
                 "rendezvous": Rendezvous(host=meeting) if several else None,
+                "max_process_starts": _process_starts(case, status, attempt),
             }
         ),
         instance=case.instance,
         execution=execution,
         active_deadline_seconds=execution.start_timeout_seconds + execution.timeout_seconds,
     )
+
+
+def may_start_again(case: Case) -> bool:
+    """Whether a failed attempt may be followed by another one in its pod. Time of a budget is set aside before an attempt begins."""
+    budgets = budget.limiting(case.snapshot.budgets, case.service_name)
+    return case.execution.rerun_as_process and not budgets and case.snapshot.job.spec.end is None
+
+
+def _process_starts(case: Case, status: TrainingJobStatus, attempt: Attempt) -> int:
+    """As many as there are attempts left that count; one that only publishes trains nothing."""
+    if not may_start_again(case) or attempt.finish:
+        return 1
+    return max(1, case.execution.max_attempts - (status.charged_attempts or 0))
 
 
 def create_headless(case: Case) -> tuple[CreateHeadless, ...]:

@@ -5,14 +5,13 @@ from datetime import datetime, timedelta
 from trainyard_api.execution import OnTimeout
 from trainyard_api.resolve import planned_drain
 from trainyard_api.status import Warning_
-from trainyard_api.support import NOT_YET_SUPPORTED, unsupported_fields, unsupported_sentence
 from trainyard_api.trainingjob import Attempt, TrainingJobStatus
 
 from trainyard_operator.decide.case import Case, open_attempts
 from trainyard_operator.status import text
 
 TOO_SLOW = "TooSlow"
-OWN_REASONS = frozenset({NOT_YET_SUPPORTED, "ServicePaused", TOO_SLOW})
+OWN_REASONS = frozenset({"ServicePaused", TOO_SLOW})
 FIRST_RATE_SECONDS = 60
 """A rate is believed after this much training; then it is looked at again every so often."""
 RATE_SECONDS = 300
@@ -38,7 +37,7 @@ def rate_look(case: Case, status: TrainingJobStatus) -> datetime | None:
 
 
 def _own(case: Case, status: TrainingJobStatus) -> tuple[Warning_, ...]:
-    return (*_unsupported(case), *_paused(case), *_too_slow(case, status))
+    return (*_paused(case), *_too_slow(case, status))
 
 
 def _too_slow(case: Case, status: TrainingJobStatus) -> tuple[Warning_, ...]:
@@ -73,18 +72,6 @@ def _too_slow(case: Case, status: TrainingJobStatus) -> tuple[Warning_, ...]:
 
 def _who(attempt: Attempt) -> str:
     return f"Attempt {attempt.number} of run {attempt.run}"
-
-
-def _unsupported(case: Case) -> tuple[Warning_, ...]:
-    """One for the job, and one for its service: what is written there must not be ignored in silence."""
-    job, service = case.snapshot.job.spec, case.snapshot.service
-    made: tuple[Warning_, ...] = ()
-    if fields := unsupported_fields(job):
-        made += (Warning_(reason=NOT_YET_SUPPORTED, message=text(f"Job {case.name}: {unsupported_sentence(fields)}.")),)
-    if service is not None and (fields := unsupported_fields(service.spec)):
-        said = f"TrainingService {case.service_name}: {unsupported_sentence(fields)}."
-        made += (Warning_(reason=NOT_YET_SUPPORTED, message=text(said)),)
-    return made
 
 
 def _paused(case: Case) -> tuple[Warning_, ...]:

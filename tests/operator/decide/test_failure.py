@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from trainyard_api.report import Result
+from trainyard_api.report import RANK_LOST, Result
 from trainyard_api.trainingjob import Attempt, AttemptResult, Cause
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import classify_end
@@ -159,6 +159,14 @@ def test_of_a_gang_the_pod_that_failed_by_itself_decides():
     end = classify_end(facts(deleted(pod(75)), first, gang=2))
     assert end
     assert (end.cause, end.message) == (Cause.INVALID_DATA, "a.xml:3: no bndbox")
+
+
+def test_of_a_gang_who_only_lost_another_node_does_not_decide():
+    lost = Result(exit_code=1, reason=RANK_LOST, message="another process is gone").to_termination_message()
+    killed = replace(pod(137), labels={"batch.kubernetes.io/job-completion-index": "1"})
+    end = classify_end(facts(pod(1, lost), killed, gang=2))
+    assert end
+    assert (end.cause, end.exit_code) == (Cause.ERROR, 137)
 
 
 def test_the_result_travels_with_the_end():

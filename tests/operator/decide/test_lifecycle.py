@@ -809,13 +809,14 @@ def test_start_from_a_stopped_job_names_its_checkpoints():
 
 
 def test_the_trainer_s_warnings_are_folded_in_beside_the_operator_s():
-    world = at("running", policy={"rerunAsProcess": True})
+    world = at("running")
+    world.serve(paused=True)
     world.report("cells", Phase.TRAINING, warnings=(Warning_(reason="TooFewExamples", message="12 images"),))
     world.settle()
-    assert [w.reason for w in world.status("cells").warnings] == ["NotYetSupported", "TooFewExamples"]
+    assert [w.reason for w in world.status("cells").warnings] == ["ServicePaused", "TooFewExamples"]
     world.end("cells", 1)
     world.settle()
-    assert [w.reason for w in world.status("cells").warnings] == ["NotYetSupported", "TooFewExamples"]
+    assert [w.reason for w in world.status("cells").warnings] == ["ServicePaused", "TooFewExamples"]
 
 
 # --- conditions and events --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from trainyard_cli.output import table
 from trainyard_cli.storage import here
 
 if TYPE_CHECKING:
-    from trainyard_trainer.metrics import BoxScores
     from trainyard_trainer.predictor import Predictor
     from trainyard_trainer.prepare import Prepared
     from trainyard_trainer.records import Record, Side
@@ -150,7 +149,7 @@ def judged_boxes(
     for record, truth, found in zip(scored.records, scored.truths, scored.found, strict=True):
         _, wrong, missed = boxpage.errors(truth, found, scores.threshold)
         errors.append((record, wrong > 0, missed > 0))
-    return Outcome(_numbers(scores, labels), boxpage.sections(told), errors)
+    return Outcome(scores.details(labels), boxpage.sections(told), errors)
 
 
 def write_failures(path: Path, prepared: Prepared, errors: Iterable[tuple[int, bool, bool]]) -> dict[str, int]:
@@ -230,21 +229,6 @@ def _threshold(found: Found) -> float | None:
     return next((metrics[side].get("threshold") for side in ("validation", "test") if side in metrics), None)
 
 
-def _numbers(scores: BoxScores, labels: Sequence[str]) -> dict[str, Any]:
-    return {
-        "mAP50": scores.map50, "mAP50_95": scores.map50_95, "precision": scores.precision, "recall": scores.recall,
-        "threshold": scores.threshold,
-        "labels": [
-            {
-                "label": label, "objects": int(scores.objects[i]), "mAP50": _finite(scores.average_precision[i, 0]),
-                "mAP50_95": _finite(scores.average_precision[i].mean()), "precision": _finite(scores.label_precision[i]),
-                "recall": _finite(scores.label_recall[i]),
-            }
-            for i, label in enumerate(labels)
-        ],
-    }  # fmt: skip
-
-
 def _page(found: Sequence[Found], told: dict[str, Any], prepared: Prepared, sections: list[Any]) -> str:
     from trainyard_trainer import page
 
@@ -253,10 +237,6 @@ def _page(found: Sequence[Found], told: dict[str, Any], prepared: Prepared, sect
     facts = {"Versions": names, "Architecture": architecture, "Dataset": told["dataset"], "Images": told["images"]}
     data = page.dataset(json.loads(prepared.to_json()))
     return page.page(f"{names} on {told['dataset'].rsplit('/', 1)[-1] or told['dataset']}", facts, [*sections, data])
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if value == value else None
 
 
 def _short(value: float | None) -> str:

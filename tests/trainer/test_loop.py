@@ -13,6 +13,7 @@ import torch
 from trainyard_api.architectures import Task
 from trainyard_api.report import Outcome
 from trainyard_api.status import Scores
+from trainyard_trainer import ranks
 from trainyard_trainer.assemble import build_loop
 from trainyard_trainer.attempt import Attempt
 from trainyard_trainer.batch import Batch
@@ -266,6 +267,32 @@ def test_out_of_gpu_memory_the_batch_goes_through_in_halves_and_keeps_its_size(
     assert run.loop.work.plan.batch_size == 8
     (told,) = {line["message"] for line in run.events("warning") if "4 parts" in line["message"]}
     assert "its size stays 8" in told
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "halvings", "after", "reason"),
+    [
+        (8, 0, 0, GPUOutOfMemory.SMALLER_PARTS),
+        (8, 1, 0, GPUOutOfMemory.SMALLER_PARTS),
+        (8, 3, 0, "OutOfMemory"),
+        (8, 0, 6, "OutOfMemory"),
+        (2, 0, 0, "OutOfMemory"),
+    ],
+)
+def test_several_processes_are_asked_to_begin_again_with_smaller_parts(
+    batch_size: int, halvings: int, after: int, reason: str, tmp_path: Path, data: Path, prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The one that has no memory never meets the others in that pass: the number of them is all it takes."""
+    run = Run(tmp_path, data, prepared, training={"steps": 40, "batchSize": batch_size})
+    out_of_memory(run, most=0)
+    run.loop.state.halvings, run.loop.state.step = halvings, after
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(ranks, "total", list)
+    batch = run.loop.work.batch(after, 40)
+    with pytest.raises(GPUOutOfMemory) as lacking:
+        gradients(run.loop.work, run.loop.state, batch, may_halve=after < run.loop.work.plan.steps_per_epoch)
+    assert lacking.value.reason == reason
 
 
 @pytest.mark.parametrize(("most", "after"), [(0, 0), (4, 12)])

@@ -113,12 +113,15 @@ print(json.dumps({"attempt": spec.attempt, "resumeFrom": list(spec.resume_from)}
 if spec.attempt == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 told = {"exitCode": 0, "reason": "Completed", "manifestURI": "s3://x"}
+if os.environ["TRAINYARD_HALVINGS"] == "0":
+    told = {"exitCode": 76, "reason": "BatchTooLarge", "message": "out of GPU memory"}
 Path(os.environ["TRAINYARD_TERMINATION_LOG"]).write_text(json.dumps(told))
+sys.exit(told["exitCode"])
 """
 
 
 def test_the_program_of_the_pod_s_own_image_is_what_starts_again(pod: Any, tmp_path: Path) -> None:
-    """Of a private architecture it is not ours."""
+    """Of a private architecture it is not ours. Out of GPU memory the same attempt begins again, with smaller parts."""
     spec, _ = pod((200, {}))
     program, given = tmp_path / "own.py", tmp_path / "run.json"
     program.write_text(PROGRAM)
@@ -128,5 +131,6 @@ def test_the_program_of_the_pod_s_own_image_is_what_starts_again(pod: Any, tmp_p
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     seen = [line for text in done.stdout.splitlines() if "resumeFrom" in (line := json.loads(text))]
-    assert seen == [{"attempt": 1, "resumeFrom": []}, {"attempt": 2, "resumeFrom": [spec.attempt_uri]}]
+    second = {"attempt": 2, "resumeFrom": [spec.attempt_uri]}
+    assert seen == [{"attempt": 1, "resumeFrom": []}, second, second]
     assert json.loads(told.read_text())["manifestURI"] == "s3://x"

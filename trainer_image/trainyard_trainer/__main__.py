@@ -120,7 +120,7 @@ def run(spec: RunSpec, stop: StopFlag, started: float | None = None, place: Plac
     folder = new_folder(spec)
     close: Callable[[], None] = lambda: None  # noqa: E731
     if place.leads:
-        reporter = Reporter(spec, folder / history.FILE, log_path=folder / LOG)
+        reporter = Reporter(spec, folder / history.FILE, log_path=folder / LOG, starts_before=place.halvings)
         close = Mirror(Storage.open(spec.secrets_path, "output"), spec.attempt_uri, folder, reporter).close
     else:
         reporter = quiet_reporter(spec, place)

@@ -17,6 +17,7 @@ from trainyard_trainer.batch import Batch
 from trainyard_trainer.data import Ahead, EvalBatches, TrainBatches
 from trainyard_trainer.device import OnDevice
 from trainyard_trainer.errors import BadSpec, NothingInTime
+from trainyard_trainer.gradients import halved
 from trainyard_trainer.loop import Loop
 from trainyard_trainer.place import Place
 from trainyard_trainer.prepare import Prepared
@@ -76,6 +77,9 @@ def build_loop(attempt: Attempt, output: Storage, size: Size, parent: Parent | N
             reporter.warn("EnvironmentDiffers", changed)
         loop.resume(packed)
         reporter.line("resumed", step=saved.step, checkpoint=saved.uri)
+    if place.halvings > loop.state.halvings:
+        loop.state.halvings = place.halvings
+        reporter.warn("BatchHalved", halved(place.halvings, batch_size))
     return loop
 
 

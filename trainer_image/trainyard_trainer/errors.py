@@ -63,6 +63,9 @@ class Interrupted(TrainerError):
 
 
 class GPUOutOfMemory(TrainerError):
+    """`SMALLER_PARTS` as reason: all processes of the training could begin again with a batch in twice as many parts."""
+
+    SMALLER_PARTS: ClassVar[str] = "BatchTooLarge"
     exit_code = ExitCode.GPU_OUT_OF_MEMORY
     default_reason = "OutOfMemory"
 

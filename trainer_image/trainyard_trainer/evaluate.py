@@ -15,11 +15,10 @@ from trainyard_trainer.batch import Batch
 from trainyard_trainer.metrics import BoxScores, Detections, Truth, box_scores, confusion_matrix, truth_of
 from trainyard_trainer.picture import MOST_TILES, write_predictions
 from trainyard_trainer.records import Record, StopFlag
+from trainyard_trainer.told import WORST_LABELS, finite
 
 if TYPE_CHECKING:
     from trainyard_trainer.box_task import BoxTask
-
-WORST_LABELS = 50
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,11 @@ class BoxEvaluation:
         """As the status shows them."""
         b = self.boxes
         return Scores(
-            validation_loss=_finite(self.loss),
-            mAP50=_finite(b.map50),
-            mAP50_95=_finite(b.map50_95),
-            precision=_finite(b.precision),
-            recall=_finite(b.recall),
+            validation_loss=finite(self.loss),
+            mAP50=finite(b.map50),
+            mAP50_95=finite(b.map50_95),
+            precision=finite(b.precision),
+            recall=finite(b.recall),
             step=step,
             per_class=self._worst(labels) if per_class else None,
         )
@@ -60,15 +59,8 @@ class BoxEvaluation:
     def details(self, labels: Sequence[str]) -> dict[str, Any]:
         """Scores, the threshold of the best F1, every label, the confusion matrix."""
         b = self.boxes
-        per_label = [
-            {"label": label, "objects": int(b.objects[i]), "mAP50": _finite(b.average_precision[i, 0]),
-             "mAP50_95": _finite(b.average_precision[i].mean()), "precision": _finite(b.label_precision[i]),
-             "recall": _finite(b.label_recall[i])}
-            for i, label in enumerate(labels)
-        ]  # fmt: skip
         return {
-            "images": len(self.records), "mAP50": b.map50, "mAP50_95": b.map50_95, "precision": b.precision,
-            "recall": b.recall, "threshold": b.threshold, "loss": _finite(self.loss), "labels": per_label,
+            "images": len(self.records), **b.details(labels), "loss": finite(self.loss),
             "confusion": confusion_matrix(self.truths, self.found, len(labels), b.threshold).tolist(),
         }  # fmt: skip
 
@@ -107,10 +99,10 @@ class BoxEvaluation:
                 label=label,
                 images=int(images[i]),
                 objects=int(b.objects[i]),
-                mAP50=_finite(b.average_precision[i, 0]),
-                mAP50_95=_finite(b.average_precision[i].mean()),
-                precision=_finite(b.label_precision[i]),
-                recall=_finite(b.label_recall[i]),
+                mAP50=finite(b.average_precision[i, 0]),
+                mAP50_95=finite(b.average_precision[i].mean()),
+                precision=finite(b.label_precision[i]),
+                recall=finite(b.label_recall[i]),
             )
             for i, label in enumerate(labels)
         ]
@@ -164,7 +156,3 @@ def evaluate(
         task.network.train(was_training)
     scores = box_scores(truths, found, len(labels), threshold)
     return BoxEvaluation(scores, losses / max(1, len(seen)), tuple(seen), tuple(truths), tuple(found))
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and np.isfinite(value) else None

@@ -20,7 +20,8 @@ def gradients(work: Work, state: State, batch: Batch, may_halve: bool) -> tuple[
     """Fills the parameters' gradients (times `state.loss_scale`). Returns the loss and its parts, of all ranks.
 
     Out of GPU memory: the batch goes through in twice as many parts from now on, at most three times and only where `may_halve`;
-    then GPUOutOfMemory. Several ranks cannot try again by themselves: the others wait in the middle of the same pass.
+    then GPUOutOfMemory. Of several ranks none can try again by itself, for the others wait in the middle of the same pass: their
+    supervisor starts all of them again (`processes`).
     """
     while True:
         try:
@@ -29,20 +30,26 @@ def gradients(work: Work, state: State, batch: Batch, may_halve: bool) -> tuple[
         except torch.cuda.OutOfMemoryError as error:
             for parameter in work.task.network.parameters():
                 parameter.grad = None
-            if state.halvings == MOST_HALVINGS or not may_halve or ranks.world() > 1:
+            halve = may_halve and state.halvings < MOST_HALVINGS
+            if not halve or ranks.world() > 1:
+                parts_each = 2 * work.spec.training.gradient_accumulation * 2**state.halvings
+                again = halve and work.plan.batch_size // ranks.world() >= parts_each
                 raise GPUOutOfMemory(
                     f"out of GPU memory with {len(batch)} images in {2**state.halvings} parts; lower batchSize or imageSize,"
-                    " raise gradientAccumulation, or take a larger GPU."
+                    " raise gradientAccumulation, or take a larger GPU.",
+                    reason=GPUOutOfMemory.SMALLER_PARTS if again else None,
                 ) from error
             torch.cuda.empty_cache()
             state.halvings += 1
-            work.reporter.warn(
-                "BatchHalved",
-                f"out of GPU memory: a batch now goes through the network in {2**state.halvings} parts; its size stays {len(batch)}.",
-            )
+            work.reporter.warn("BatchHalved", halved(state.halvings, len(batch)))
     found = [parameter.grad for parameter in work.task.network.parameters() if parameter.grad is not None]
     ranks.add_up([*found, loss, *parts.values()])
     return loss, parts
+
+
+def halved(halvings: int, images: int) -> str:
+    """The warning."""
+    return f"out of GPU memory: a batch now goes through the network in {2**halvings} parts; its size stays {images}."
 
 
 def _parts(work: Work, state: State, batch: Batch, parts: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,8 +15,8 @@ from trainyard_trainer import image_metrics
 from trainyard_trainer.image_metrics import F1_THRESHOLD, Counts, Floats, Ints
 from trainyard_trainer.picture import MOST_TILES, Line, write_answers
 from trainyard_trainer.records import Record
+from trainyard_trainer.told import WORST_LABELS, finite, finite_mean
 
-WORST_LABELS = 50
 SHOWN_ANSWERS = 5
 
 
@@ -52,7 +52,7 @@ class ClassEvaluation:
     def scores(self, labels: Sequence[str], step: int, *, per_class: bool = True) -> Scores:
         numbers = self.numbers()
         return Scores(
-            validation_loss=_finite(self.loss), accuracy=self.accuracy, precision=numbers["precision"],
+            validation_loss=finite(self.loss), accuracy=self.accuracy, precision=numbers["precision"],
             recall=numbers["recall"], step=step,
             per_class=_worst(labels, self.counts, self.counts.recall) if per_class else None,
         )  # fmt: skip
@@ -60,13 +60,13 @@ class ClassEvaluation:
     def numbers(self) -> dict[str, float | None]:
         """Precision and recall are means over the labels: over images, both would be the accuracy."""
         return {
-            "accuracy": self.accuracy, "precision": _mean(self.counts.precision), "recall": _mean(self.counts.recall),
+            "accuracy": self.accuracy, "precision": finite_mean(self.counts.precision), "recall": finite_mean(self.counts.recall),
             "macroF1": self.counts.macro_f1, "microF1": self.counts.micro_f1,
         }  # fmt: skip
 
     def details(self, labels: Sequence[str]) -> dict[str, Any]:
         return {
-            "images": len(self.records), **self.numbers(), "loss": _finite(self.loss),
+            "images": len(self.records), **self.numbers(), "loss": finite(self.loss),
             "labels": _per_label(labels, self.counts),
             "confusion": image_metrics.confusion(self.truth, self.predicted, len(labels)).tolist(),
         }  # fmt: skip
@@ -117,14 +117,14 @@ class TagEvaluation:
 
     @property
     def map(self) -> float | None:
-        return _mean(self.average_precision)
+        return finite_mean(self.average_precision)
 
     def value(self, metric: str) -> float:
         return self.map or 0.0
 
     def scores(self, labels: Sequence[str], step: int, *, per_class: bool = True) -> Scores:
         return Scores(
-            validation_loss=_finite(self.loss), mAP=self.map, precision=self.counts.micro_precision,
+            validation_loss=finite(self.loss), mAP=self.map, precision=self.counts.micro_precision,
             recall=self.counts.micro_recall, step=step,
             per_class=_worst(labels, self.counts, self.average_precision) if per_class else None,
         )  # fmt: skip
@@ -139,9 +139,9 @@ class TagEvaluation:
     def details(self, labels: Sequence[str]) -> dict[str, Any]:
         per_label = _per_label(labels, self.counts)
         for told, value in zip(per_label, self.average_precision, strict=True):
-            told["averagePrecision"] = _finite(value)
+            told["averagePrecision"] = finite(value)
         return {
-            "images": len(self.records), **self.numbers(), "threshold": self.threshold, "loss": _finite(self.loss),
+            "images": len(self.records), **self.numbers(), "threshold": self.threshold, "loss": finite(self.loss),
             "labels": per_label,
         }  # fmt: skip
 
@@ -180,8 +180,8 @@ class TagEvaluation:
 def _per_label(labels: Sequence[str], counts: Counts) -> list[dict[str, Any]]:
     precision, recall, f1 = counts.precision, counts.recall, counts.f1
     return [
-        {"label": label, "images": int(counts.hit[i] + counts.missed[i]), "precision": _finite(precision[i]),
-         "recall": _finite(recall[i]), "f1": _finite(f1[i])}
+        {"label": label, "images": int(counts.hit[i] + counts.missed[i]), "precision": finite(precision[i]),
+         "recall": finite(recall[i]), "f1": finite(f1[i])}
         for i, label in enumerate(labels)
     ]  # fmt: skip
 
@@ -194,8 +194,8 @@ def _worst(labels: Sequence[str], counts: Counts, by: Floats) -> tuple[LabelMetr
         LabelMetrics(
             label=labels[i],
             images=int(counts.hit[i] + counts.missed[i]),
-            precision=_finite(precision[i]),
-            recall=_finite(recall[i]),
+            precision=finite(precision[i]),
+            recall=finite(recall[i]),
         )
         for i in map(int, order)
     )
@@ -204,11 +204,3 @@ def _worst(labels: Sequence[str], counts: Counts, by: Floats) -> tuple[LabelMetr
 def _joined_loss(one: ClassEvaluation | TagEvaluation, other: ClassEvaluation | TagEvaluation) -> float:
     images = len(one.records), len(other.records)
     return (one.loss * images[0] + other.loss * images[1]) / sum(images)
-
-
-def _mean(values: Floats) -> float | None:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

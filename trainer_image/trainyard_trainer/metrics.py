@@ -11,11 +11,13 @@ round k places the k-th best detection of every image and label.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard_trainer.records import Record
+from trainyard_trainer.told import finite, finite_mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -72,11 +74,24 @@ class BoxScores:
 
     @property
     def map50(self) -> float | None:
-        return _mean(self.average_precision[:, 0])
+        return finite_mean(self.average_precision[:, 0])
 
     @property
     def map50_95(self) -> float | None:
-        return _mean(self.average_precision)
+        return finite_mean(self.average_precision)
+
+    def details(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The scores over all labels, then a dictionary for each label."""
+        per_label = [
+            {"label": label, "objects": int(self.objects[i]), "mAP50": finite(self.average_precision[i, 0]),
+             "mAP50_95": finite(self.average_precision[i].mean()), "precision": finite(self.label_precision[i]),
+             "recall": finite(self.label_recall[i])}
+            for i, label in enumerate(labels)
+        ]  # fmt: skip
+        return {
+            "mAP50": self.map50, "mAP50_95": self.map50_95, "precision": self.precision, "recall": self.recall,
+            "threshold": self.threshold, "labels": per_label,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -293,7 +308,3 @@ def _best_threshold(scores: Floats, hit: Bools, objects: int) -> float:
     # Detections of equal score are said together or not at all.
     last_of_equals = np.append(np.diff(scores[order]) != 0, True)
     return float(scores[order][np.where(last_of_equals, f1, -1).argmax()])
-
-
-def _mean(values: Floats) -> float | None:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else None

@@ -22,6 +22,8 @@ SHARED_FOLDER = "TRAINYARD_SHARED_FOLDER"
 STARTED = "TRAINYARD_STARTED"
 SUPERVISOR = "TRAINYARD_SUPERVISOR"
 """Its process id."""
+HALVINGS = "TRAINYARD_HALVINGS"
+"""How often the processes were started again with smaller parts of a batch, because a GPU's memory was too small."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Place:
     host: str = "127.0.0.1"
     port: int = 0
     folder: Path | None = None
+    halvings: int = 0
 
     @property
     def leads(self) -> bool:
@@ -73,7 +76,8 @@ def place_of(spec: RunSpec, environment: Mapping[str, str] = os.environ) -> Plac
         host, port = spec.rendezvous.host, spec.rendezvous.port
     folder = environment.get(SHARED_FOLDER)
     rank = node * local_world + local_rank
-    return Place(rank, world, local_rank, local_world, host, port, Path(folder) if folder else None)
+    halvings = int(environment.get(HALVINGS, "0"))
+    return Place(rank, world, local_rank, local_world, host, port, Path(folder) if folder else None, halvings)
 
 
 def node_rank(spec: RunSpec, environment: Mapping[str, str]) -> int:

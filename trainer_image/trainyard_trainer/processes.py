@@ -30,8 +30,16 @@ from types import FrameType
 from trainyard_api.report import ExitCode, Result
 from trainyard_api.run import RUN_SPEC_ENV, STANDBY_ENV, RunSpec
 
-from trainyard_trainer.errors import RankLost
-from trainyard_trainer.place import LOCAL_PORT, LOCAL_RANK, SHARED_FOLDER, STARTED, SUPERVISOR, processes_per_node
+from trainyard_trainer.errors import GPUOutOfMemory, RankLost
+from trainyard_trainer.place import (
+    HALVINGS,
+    LOCAL_PORT,
+    LOCAL_RANK,
+    SHARED_FOLDER,
+    STARTED,
+    SUPERVISOR,
+    processes_per_node,
+)
 from trainyard_trainer.report import write_termination_message
 from trainyard_trainer.restart import next_start
 
@@ -53,6 +61,7 @@ class Supervisor:
     grace: float = GRACE_SECONDS
     ended: dict[int, int] = field(default_factory=dict)
     stopped: bool = False
+    halvings: int = 0
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self) -> Result:
@@ -104,6 +113,7 @@ class Supervisor:
             LOCAL_PORT: str(port),
             SHARED_FOLDER: str(self.folder),
             STARTED: str(self.started),
+            HALVINGS: str(self.halvings),
             SUPERVISOR: str(os.getpid()),
             TERMINATION_LOG: str(self._message(rank)),
         }
@@ -144,20 +154,25 @@ class Supervisor:
 
 def supervise(spec: RunSpec, started: float, stopped: bool) -> Result:
     """All processes of this node, to their end. `started`: when the attempt began, on `time.monotonic`'s scale; `stopped`: whether it
-    was asked to stop since. Where they may be started again (`maxProcessStarts`), an error is not their end."""
+    was asked to stop since. Where they may be started again (`maxProcessStarts`), an error is not their end. Nor is a GPU whose memory
+    was too small for a part of a batch: all of them begin again, with smaller parts."""
+    halvings = 0
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{spec.job}-"))
         # The very command that started this process: an image of one's own may have another than ours.
         command = [sys.executable, *sys.orig_argv[1:]]
         (folder / "run.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
         supervisor = Supervisor(command, processes_per_node(spec), folder, started)
-        supervisor.stopped = stopped
+        supervisor.stopped, supervisor.halvings = stopped, halvings
         signal.signal(signal.SIGTERM, supervisor.stop)
         signal.signal(signal.SIGINT, supervisor.stop)
         try:
             result = supervisor.run()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        if result.reason == GPUOutOfMemory.SMALLER_PARTS and spec.nodes == 1 and not supervisor.stopped:
+            halvings += 1
+            continue
         follows = next_start(spec, result, lambda s=supervisor: s.stopped)
         if follows is None:
             break

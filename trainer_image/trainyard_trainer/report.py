@@ -31,6 +31,8 @@ SECONDS_BETWEEN = 1.0
 RETRY_SECONDS = 20.0
 TIMEOUT_SECONDS = 10.0
 MOST_WARNINGS = 32
+REPORTS_OF_A_PROCESS = 100_000_000
+"""More than it can have sent."""
 DEFAULT_TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -38,7 +40,12 @@ class Reporter:
     """Holds the snapshot; every method may be called from the loop and returns at once, save `close`."""
 
     def __init__(
-        self, spec: RunSpec, metrics_path: Path | None = None, out: Any = None, log_path: Path | None = None
+        self,
+        spec: RunSpec,
+        metrics_path: Path | None = None,
+        out: Any = None,
+        log_path: Path | None = None,
+        starts_before: int = 0,
     ) -> None:
         self._fields: dict[str, Any] = {
             "job": spec.job, "namespace": spec.namespace, "uid": spec.uid, "run": spec.run, "attempt": spec.attempt,
@@ -48,8 +55,9 @@ class Reporter:
         self._metrics = metrics_path.open("a", encoding="utf-8") if metrics_path else None
         self._log = log_path.open("a", encoding="utf-8") if log_path else None
         self._warnings: dict[str, Warning_] = {}
-        # The first number is the supervisor's who asked whether this process may begin (`restart`).
-        self._sequence = 1
+        # The first number is the supervisor's who asked whether this process may begin (`restart`); those of processes that were
+        # started again within the attempt come after all that went before.
+        self._sequence = 1 + starts_before * REPORTS_OF_A_PROCESS
         self._finish = threading.Event()
         self._sender = _Sender(spec.intake, self._answered) if spec.intake else None
 

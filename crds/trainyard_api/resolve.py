@@ -69,6 +69,8 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
     instance = resolved_instance(job, service)
     execution = resolved_execution(job, service)
     known = ARCHITECTURES.get(job.architecture)
+    if found := _weights_of_nothing(job, task, known):
+        raise Contradiction(found)
     if known is not None and known.needs_gpu and instance.gpus == 0:
         raise Contradiction(f"{known.name} needs a GPU; set gpus to at least 1, or choose a smaller architecture")
     if execution.rerun_as_process and instance.nodes > 1:
@@ -109,6 +111,18 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
         cache_path=attempt.cache_path,
         intake=attempt.intake,
     )
+
+
+def _weights_of_nothing(job: TrainingJobSpec, task: Task, known: Architecture | None) -> str | None:
+    """What is wrong with weights for parts that the loss does not have."""
+    given = job.training.loss_weights
+    if given is None or known is None:
+        return None
+    if task is not Task.DETECTION:
+        return f"lossWeights weighs the parts of a detector's loss, and that of {task} has one; leave it out"
+    if given.dfl is not None and known.module != "detector":
+        return f"the loss of {known.name} has no part dfl; leave lossWeights.dfl out"
+    return None
 
 
 def resolved_instance(job: TrainingJobSpec, service: TrainingServiceSpec) -> Instance:

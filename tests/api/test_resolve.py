@@ -58,6 +58,24 @@ def test_a_job_overrides_its_service() -> None:
     assert spec.max_process_starts == 1
 
 
+@pytest.mark.parametrize(
+    ("architecture", "weights", "sentence"),
+    [
+        ("resnet18", {"box": 2.0}, "parts of a detector's loss"),
+        ("ssd300-vgg16", {"dfl": 1.0}, "ssd300-vgg16 has no part dfl"),
+    ],
+)
+def test_a_weight_of_a_part_that_the_loss_does_not_have_is_said(
+    architecture: str, weights: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(Contradiction, match=sentence):
+        run_spec(
+            job(architecture=architecture, training={"lossWeights": weights}),
+            service(architecture=architecture, instance={"gpus": 1}),
+            ATTEMPT,
+        )
+
+
 def test_a_process_is_started_again_where_its_pod_is_alone() -> None:
     again = service(execution={"rerunAsProcess": True, "maxAttempts": 5})
     assert run_spec(job(), again, ATTEMPT).max_process_starts == 5

@@ -10,11 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trainyard_api.training import Training
 from trainyard_trainer.assign import CANDIDATES, assign
 from trainyard_trainer.batch import Batch
-from trainyard_trainer.box_task import LossSettings, parameter_count, select
+from trainyard_trainer.box_task import LossSettings, loss_settings, parameter_count, select
 from trainyard_trainer.boxes import complete_iou, pairwise_iou, suppress
 from trainyard_trainer.detector import Detector, anchor_points, decode
+from trainyard_trainer.errors import BadSpec
 from trainyard_trainer.network import DISTANCE_BINS, NANO, STRIDES, Network, shape_of
 from trainyard_trainer.optimizer import Average, Optimizer
+from trainyard_trainer.records import Object
 
 SIZE = 128
 
@@ -171,6 +173,30 @@ def test_label_weights_and_smoothing_change_the_loss(detector: Detector) -> None
     assert heavier == pytest.approx(2 * plain, rel=0.02)
     smooth = Detector(detector.network, 3, LossSettings(label_smoothing=0.2)).loss(batch).parts["cls"].item()
     assert smooth != pytest.approx(plain, rel=1e-4)
+
+
+def test_loss_weights_weigh_the_parts_of_the_loss(detector: Detector) -> None:
+    """Those that are not given are the architecture's own."""
+    given = Training.model_validate({"lossWeights": {"box": 7.0, "dfl": 0.0}})
+    settings = loss_settings(given, [], "abc")
+    assert (settings.box, settings.cls, settings.dfl) == (7.0, LossSettings().cls, 0.0)
+    loss = Detector(detector.network, 3, settings).loss(a_batch())
+    wanted = 7.0 * loss.parts["box"] + settings.cls * loss.parts["cls"]
+    assert loss.total.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_balanced_weights_make_up_for_how_often_a_label_occurs() -> None:
+    often, seldom = (Object(label, (0.0, 0.0, 9.0, 9.0)) for label in "ab")
+    objects = [[often] * 5 + [seldom] * 2, [often] * 4 + [seldom]]
+    weights = loss_settings(Training.model_validate({"classWeights": {"balanced": True}}), objects, "ab").label_weights
+    assert weights is not None
+    assert 9 * weights[0] == pytest.approx(3 * weights[1])
+    assert sum(weights) / 2 == pytest.approx(1)
+    named = Training.model_validate({"classWeights": {"labels": {"b": 300}}})
+    assert loss_settings(named, objects, "ab").label_weights == (1.0, 3.0)
+    missing = Training.model_validate({"classWeights": {"labels": {"c": 300}}})
+    with pytest.raises(BadSpec, match="names 'c', which is no label; the labels are a, b"):
+        loss_settings(missing, objects, "ab")
 
 
 @pytest.mark.training

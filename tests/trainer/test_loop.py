@@ -203,6 +203,26 @@ def test_when_that_does_not_help_the_files_are_named(tmp_path: Path, data: Path,
         run.loop.run()
 
 
+def test_the_first_step_is_as_long_as_the_learning_rate_says(tmp_path: Path, data: Path, prepared: Prepared) -> None:
+    """AdamW's first step moves every weight by the rate, whatever the gradient."""
+    moved = {}
+    for rate in (1e-3, 4e-3):
+        training = {
+            "steps": 1,
+            "batchSize": 2,
+            "learningRate": rate,
+            "warmupSteps": 0,
+            "weightDecay": 0,
+            "schedule": "Constant",
+        }
+        run = Run(tmp_path / str(rate), data, prepared, training=training | {"evaluateEverySteps": 100})
+        before = [p.detach().clone() for p in run.loop.network.parameters()]
+        run.loop._step(0)
+        after = run.loop.network.parameters()
+        moved[rate] = max(float((b.detach() - a).abs().max()) for a, b in zip(before, after, strict=True))
+    assert moved == pytest.approx({1e-3: 1e-3, 4e-3: 4e-3}, rel=0.01)
+
+
 def test_a_frozen_backbone_does_not_move(tmp_path: Path, data: Path, prepared: Prepared) -> None:
     training = {"steps": 4, "batchSize": 4, "freezeEpochs": 5, "evaluateEverySteps": 100}
     run = Run(tmp_path, data, prepared, training=training)

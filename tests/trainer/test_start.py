@@ -85,6 +85,19 @@ def test_a_version_with_the_same_labels_is_continued_as_it_is(tmp_path: Path, th
     assert job.warnings() == {}
 
 
+def test_weights_do_not_know_the_size_of_the_pictures_that_they_learnt_from(tmp_path: Path, theirs: Detector) -> None:
+    uri = version(tmp_path / "v1", theirs, ["a", "b", "c"])
+    data = {"sources": [{"uri": "s3://vision/x.zip"}], "split": {}, "imageSize": "128x96"}
+    job = Start(tmp_path, {"manifestURI": uri}, {"dataset": data})
+    continued = detector(3, seed=2)
+    continued.network.load_state_dict(job.load(("a", "b", "c")))
+    assert job.warnings() == {}
+    images = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        here, there = (one.network.eval()(images) for one in (continued, theirs))
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
 def test_other_labels_keep_the_rows_of_those_that_stay_and_it_is_said(tmp_path: Path, theirs: Detector) -> None:
     uri = version(tmp_path / "v1", theirs, ["a", "b", "c"])
     job = Start(tmp_path, {"manifestURI": uri, "parentVersion": "cells-v1"})

@@ -241,7 +241,8 @@ class Plant:
         self, name: str, flags: Mapping[str, object], *probes: HttpProbe | ObjectProbe, after: tuple[str, ...] = ()
     ) -> Component:
         argv = (str(self.programs[name]), *(f"--{flag}={value}" for flag, value in flags.items()))
-        return Component(name, argv, probes, after)
+        # Small heaps on a machine with memory: garbage collected at twice the live heap took a sixth of their CPU.
+        return Component(name, argv, probes, after, {"GOGC": "400"})
 
     def _pki(self, file_name: str) -> Path:
         return self.layout.pki / file_name

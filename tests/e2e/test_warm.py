@@ -3,7 +3,10 @@
 import json
 import time
 
+import pytest
 from realyard import NAMESPACE, Yard
+
+pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(900)]
 
 
 def test_a_warm_instance_trains_at_once(yard: Yard, shapes: bytes):

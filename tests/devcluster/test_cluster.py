@@ -129,15 +129,6 @@ def test_up_on_a_running_cluster_does_nothing_and_says_so(own: Cluster) -> None:
     assert status_of(own).components == before.components
 
 
-def test_down_leaves_nothing_running_and_no_key_behind(tmp_path: Path) -> None:
-    cluster = Cluster.start("gone", state=tmp_path / "gone", s3=True, controllers=False)
-    records = every_process(cluster)
-    assert cluster.stop()
-    assert not any(processes.is_alive(record) for record in records)
-    assert {path.name for path in cluster.layout.root.iterdir()} == {"lock", "logs"}
-    assert not cluster.stop()
-
-
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     cluster = Cluster("foreground", tmp_path / "foreground")
     command = [sys.executable, "-m", "devcluster", "up", "--name", cluster.name, "--state", str(cluster.layout.root)]
@@ -162,6 +153,20 @@ def test_ctrl_c_while_it_starts_leaves_nothing_running_and_the_next_up_works(tmp
     assert not any(processes.is_alive(record) for record in records)
     with Cluster.start(cluster.name, state=cluster.layout.root, controllers=False) as started:
         assert "default" in started.kubectl("get", "namespaces")
+        a_crash_is_reported_with_the_end_of_the_log(started)
+
+
+def a_crash_is_reported_with_the_end_of_the_log(cluster: Cluster) -> None:
+    etcd = status_of(cluster).component("etcd")
+    assert etcd is not None
+    assert etcd.process is not None
+    os.kill(etcd.process.pid, signal.SIGSEGV)
+    eventually(lambda: phase_of(cluster) == Phase.CRASHED, "the crash to be noticed")
+    told = devcluster("status", cluster)
+    assert told.returncode == 1
+    assert "etcd" in told.stdout
+    assert "etcd.log" in told.stdout
+    assert cluster.log_tail("etcd", 1) in told.stdout
 
 
 def test_a_killed_supervisor_takes_all_with_it_and_the_next_up_starts_anew(tmp_path: Path) -> None:
@@ -172,22 +177,17 @@ def test_a_killed_supervisor_takes_all_with_it_and_the_next_up_starts_anew(tmp_p
     assert phase_of(cluster) == Phase.STOPPED
     with pytest.raises(ClusterError, match="is not running"):
         cluster.environment()
-    with Cluster.start(cluster.name, state=cluster.layout.root, controllers=False) as started:
-        assert "default" in started.kubectl("get", "namespaces")
+    started = Cluster.start(cluster.name, state=cluster.layout.root, s3=True, controllers=False)
+    assert "default" in started.kubectl("get", "namespaces")
+    down_leaves_nothing_running_and_no_key_behind(started)
 
 
-def test_a_crash_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
-    with Cluster.start("crash", state=tmp_path / "crash", controllers=False) as cluster:
-        etcd = status_of(cluster).component("etcd")
-        assert etcd is not None
-        assert etcd.process is not None
-        os.kill(etcd.process.pid, signal.SIGSEGV)
-        eventually(lambda: phase_of(cluster) == Phase.CRASHED, "the crash to be noticed")
-        told = devcluster("status", cluster)
-        assert told.returncode == 1
-        assert "etcd" in told.stdout
-        assert "etcd.log" in told.stdout
-        assert cluster.log_tail("etcd", 1) in told.stdout
+def down_leaves_nothing_running_and_no_key_behind(cluster: Cluster) -> None:
+    records = every_process(cluster)
+    assert cluster.stop()
+    assert not any(processes.is_alive(record) for record in records)
+    assert {path.name for path in cluster.layout.root.iterdir()} == {"lock", "logs"}
+    assert not cluster.stop()
 
 
 def test_a_component_that_cannot_start_fails_the_up_with_the_end_of_its_log(

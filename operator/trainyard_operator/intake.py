@@ -37,6 +37,9 @@ WAIT_SECONDS = 20
 TRIES = 5
 OVER = frozenset({"Succeeded", "Failed", "Aborted", "Canceled", "Stopped"})
 MAX_PODS = 20_000
+VIEW_SECONDS = 5.0
+"""How long a job need not be read again for a report that changes nothing in it. So much later at most a trainer hears that it is
+to finish, or that its attempt is over; what is written is checked against the job as it is, always."""
 BODY_SECONDS = 10.0
 """A report is at most 64 KiB: who takes longer holds a connection that others need."""
 
@@ -58,6 +61,36 @@ class Pace:
         self._taken.move_to_end(pod_uid)
         while len(self._taken) > MAX_PODS:
             self._taken.popitem(last=False)
+
+
+class Views:
+    """What of each job a report is checked against, as it was read a moment ago; held per replica, its loss costs a read each."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._seen: OrderedDict[tuple[str, str], tuple[float, Object]] = OrderedDict()
+
+    def get(self, report: Report) -> Object | None:
+        seen = self._seen.get((report.namespace, report.job))
+        return seen[1] if seen is not None and time.monotonic() - seen[0] < self._seconds else None
+
+    def put(self, report: Report, job: Object) -> None:
+        key = report.namespace, report.job
+        spec, status = job["spec"], job.get("status") or {}
+        self._seen[key] = (
+            time.monotonic(),
+            {
+                "metadata": {"uid": job["metadata"]["uid"]},
+                "spec": {name: spec[name] for name in ("end", "policy") if name in spec},
+                "status": {name: status[name] for name in ("run", "state", "current", "progress") if name in status},
+            },
+        )
+        self._seen.move_to_end(key)
+        while len(self._seen) > MAX_PODS:
+            self._seen.popitem(last=False)
+
+    def drop(self, report: Report) -> None:
+        self._seen.pop((report.namespace, report.job), None)
 
 
 class Bucket:
@@ -92,12 +125,14 @@ class Intake:
         report_seconds: float,
         writes_per_second: float = 50.0,
         refresh_seconds: float = 30.0,
+        view_seconds: float = VIEW_SECONDS,
     ) -> None:
         """`writes_per_second`: of mere progress, by this replica, over all jobs."""
         self._cluster = cluster
         self._verifier = verifier
         self._metrics = metrics
         self._pace = Pace(report_seconds)
+        self._views = Views(view_seconds)
         self._writes = Bucket(writes_per_second)
         self._refresh_seconds = refresh_seconds
 
@@ -148,24 +183,40 @@ class Intake:
             return await self._accept(report, reporter)
 
     async def _accept(self, report: Report, reporter: Reporter) -> Answer:
-        """Check the report against the job as it is now, and write it. Raises `Refusal`."""
+        """Check the report against the job, and write it. Raises `Refusal`.
+
+        Most reports of many jobs are mere progress that is not written: for these, what was read a moment ago is enough. Nothing
+        is written, and nobody refused, but by the job as it is now.
+        """
+        view, write = self._views.get(report), None
+        if view is not None and _passes(view, report, reporter):
+            write = self._worth_writing(view, report)
+            if not write:
+                return self._taken(view, reporter)
         try:
             for _ in range(TRIES):
+                self._views.drop(report)
                 job = await self._cluster.get(TRAINING_JOBS, report.namespace, report.job)
                 check(job, report, reporter)
+                if write is None:
+                    write = self._worth_writing(job, report)
                 try:
-                    if self._worth_writing(job, report):
-                        await self._write(job, report)
+                    if write:
+                        job = await self._write(job, report)
                 except StaleError:
                     continue  # the loop or another report was faster: look again
-                self._pace.took(reporter.pod_uid)
-                return Answer.model_validate({"end": job["spec"].get("end")})
+                self._views.put(report, job)
+                return self._taken(job, reporter)
         except NotFoundError as error:
             raise Refusal(404, "NoSuchJob", f"there is no TrainingJob {report.namespace}/{report.job}") from error
         except ClusterError as error:
             logger.warning("report of %s/%s: %s", report.namespace, report.job, error)
             raise Refusal(503, "ClusterUnavailable", "the cluster did not take the report", retry_after=1.0) from error
         raise Refusal(503, "Contended", "the job's status is being written all the time", retry_after=0.2)
+
+    def _taken(self, job: Object, reporter: Reporter) -> Answer:
+        self._pace.took(reporter.pod_uid)
+        return Answer.model_validate({"end": job["spec"].get("end")})
 
     async def _authenticate(self, request: web.Request) -> Reporter:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -187,7 +238,7 @@ class Intake:
         self._metrics.progress_writes.labels("written" if written else "left").inc()
         return written
 
-    async def _write(self, job: Object, report: Report) -> None:
+    async def _write(self, job: Object, report: Report) -> Object:
         status = job["status"]
         progress = status.get("progress")
         tests: dict[str, Any] = {"/metadata/uid": job["metadata"]["uid"], "/status/current": status["current"]}
@@ -195,7 +246,7 @@ class Intake:
             tests["/status/progress"] = None
         else:
             tests["/status/progress/sequence"] = progress.get("sequence")
-        await self._cluster.patch_status(
+        return await self._cluster.patch_status(
             TRAINING_JOBS, report.namespace, report.job, tests=tests, operations=report_operations(status, report)
         )
 
@@ -228,6 +279,14 @@ def check(job: Object, report: Report, reporter: Reporter) -> None:
     last = (status.get("progress") or {}).get("sequence") or 0
     if report.sequence <= last:
         raise Refusal(409, "SequenceBack", f"report {report.sequence} comes after report {last}")
+
+
+def _passes(job: Object, report: Report, reporter: Reporter) -> bool:
+    try:
+        check(job, report, reporter)
+    except Refusal:
+        return False
+    return True
 
 
 def is_due(job: Object, report: Report, now: datetime, refresh_seconds: float) -> bool:

@@ -5,8 +5,10 @@ public to every service account; what they sign says which pod the token is boun
 """
 
 import asyncio
+import hashlib
 import logging
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ KEYS_SECONDS = 3600.0
 UNKNOWN_KEY_SECONDS = 10.0
 """A token signed by an unknown key leads to reading them again, at most this often: anybody can send such a token."""
 LEEWAY_SECONDS = 10
+MAX_KNOWN = 20_000
 ALGORITHMS = ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"]
 
 
@@ -45,11 +48,25 @@ class Verifier:
         self._cluster = cluster
         self._issuer = ""
         self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._known: OrderedDict[bytes, tuple[Reporter, float]] = OrderedDict()
+        """By their digests, tokens whose signature was verified with the keys of now, and when each expires."""
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
 
     async def reporter(self, token: str) -> Reporter:
         """The pod of a good token. Raises `TokenError`; `ClusterError` when the keys cannot be read."""
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._known.get(digest)
+        if known is not None and time.time() < known[1] and time.monotonic() - self._read_at < KEYS_SECONDS:
+            return known[0]
+        reporter, expires = await self._verified(token)
+        self._known[digest] = reporter, expires
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return reporter
+
+    async def _verified(self, token: str) -> tuple[Reporter, float]:
+        """The pod of a good token, and when this expires."""
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
         except jwt.PyJWTError as error:
@@ -73,7 +90,7 @@ class Verifier:
             raise TokenError("the token was issued by another cluster") from error
         except jwt.PyJWTError as error:
             raise TokenError("the token's signature does not verify") from error
-        return _reporter(claims)
+        return _reporter(claims), claims["exp"] + LEEWAY_SECONDS
 
     async def _key(self, key_id: str | None) -> jwt.PyJWK:
         await self._refresh(lambda: key_id in self._keys)
@@ -98,6 +115,7 @@ class Verifier:
                     return
                 raise
             self._issuer, self._keys, self._read_at = issuer, keys, time.monotonic()
+            self._known.clear()  # a key that is gone verifies nothing any more
 
     async def _read(self) -> tuple[str, dict[str | None, jwt.PyJWK]]:
         configuration = await self._cluster.request("GET", "/.well-known/openid-configuration")

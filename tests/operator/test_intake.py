@@ -20,7 +20,7 @@ from trainyard_operator import tls
 from trainyard_operator.cluster import PODS, TRAINING_JOBS, Cluster, StaleError
 from trainyard_operator.intake import PATH, Intake, serve, server_context
 from trainyard_operator.metrics import Metrics
-from trainyard_operator.tokens import Verifier
+from trainyard_operator.tokens import TokenError, Verifier
 
 
 @dataclass
@@ -273,6 +273,51 @@ async def test_a_pod_is_told_when_its_next_report_is_taken_and_loses_nothing(ben
     assert (await bench.post(final, token))[0] == 200
     result = (await bench.status())["progress"]["result"]
     assert (result["exitCode"], result["manifestURI"]) == (0, "s3://vision/m")
+
+
+async def test_progress_that_is_not_written_needs_no_look_at_the_job_for_a_moment(bench: Bench):
+    """And what needs one has it: an end, another pod, a change that is to be written."""
+    intake = Intake(
+        bench.api, Verifier(bench.api), Metrics(), report_seconds=0, writes_per_second=0.001, view_seconds=3
+    )
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    runner = await serve(intake.application(), "127.0.0.1", port, None)
+    bench.urls.append(f"http://127.0.0.1:{port}{PATH}")
+    token = await bench.token()
+    # The first is news, the second takes the one write that is in reserve.
+    assert [(await bench.post(bench.report(n, step=n), token, url=3))[0] for n in (1, 2, 3, 4)] == [200] * 4
+    assert (await bench.status())["progress"]["step"] == 2
+    await bench.write(current=None, state="Failed", attempts=[attempt(1, endTime="2026-01-01T00:01:00Z")])
+    assert (await bench.post(bench.report(5), token, url=3))[0] == 200
+    assert (await bench.post(bench.report(6), await bench.token("other"), url=3))[0] == 409
+    assert (await bench.post(bench.report(7, phase="Saving"), token, url=3))[0] == 409
+    # Who was refused is not believed for what was seen before.
+    assert (await bench.post(bench.report(8), token, url=3))[0] == 409
+    assert (await bench.status())["progress"]["step"] == 2
+    await runner.cleanup()
+
+
+async def test_a_token_that_is_known_is_verified_again_with_the_keys_that_are_read_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    verifier = Verifier(bench.api)
+    token = await bench.token()
+    known = await verifier.reporter(token)
+    assert known.pod_uid == bench.pod_uid
+    assert await verifier.reporter(token) == known
+    issuer, keys = await verifier._read()
+    other = jwt.PyJWK.from_json(jwt.algorithms.RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 2048).public_key()))
+
+    async def rotated() -> tuple[str, dict[str | None, jwt.PyJWK]]:
+        return issuer, dict.fromkeys(keys, other)
+
+    monkeypatch.setattr(verifier, "_read", rotated)
+    assert await verifier.reporter(token) == known
+    monkeypatch.setattr(verifier, "_read_at", float("-inf"))
+    with pytest.raises(TokenError, match="does not verify"):
+        await verifier.reporter(token)
 
 
 async def test_numbers_that_are_not_finite_are_left_out(bench: Bench):

@@ -5,7 +5,7 @@ In reading order: `errors` (one class per exit code), `records` (what a dataset 
 `voc_source`, `voc_xml`, `voc_json`, `voc_image`, `voc_boxes`, `report_data`), `split`, `pixels` (the decoded images in memory);
 then `batch`, `data` and `augment` (batches for the loop). `synth` makes small datasets. Only `batch`, `data` and `augment` need torch.
 
-What comes out: `report` (told while it runs), `mirror` (log, metrics and TensorBoard's `events` on storage), `export` and `publish` (the
+What comes out: `report` (told while it runs, by `poster`), `mirror` (log, metrics and TensorBoard's `events` on storage), `export` and `publish` (the
 version), `runreport` (the page, made of `page`, `boxpage`, `secondlook`, `charts` and `markup`), `versions` and `library` (what is on
 storage), `predictor` (a version's ONNX file as a function). `private` makes a trainer of somebody else's network.
 

@@ -13,8 +13,6 @@ import ssl
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,6 +24,8 @@ from trainyard_api.report import MAX_REPORT_BYTES, Answer, Phase, Report, Result
 from trainyard_api.run import Intake, RunSpec
 from trainyard_api.status import DatasetSummary, Metrics, Warning_
 from trainyard_api.trainingjob import End
+
+from trainyard_trainer.poster import Poster
 
 SECONDS_BETWEEN = 1.0
 RETRY_SECONDS = 20.0
@@ -180,9 +180,7 @@ class _Sender:
         self._closing_at: float | None = None
         self._refused: str | None = None
         context = ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None
-        self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=context)] if context else [])
-        )
+        self._poster = Poster(intake.url, context, TIMEOUT_SECONDS)
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -209,6 +207,7 @@ class _Sender:
                 while not self._queue and self._closing_at is None:
                     self._wake.wait()
                 if not self._queue:
+                    self._poster.close()
                     return
                 # Wait out the second before taking: what comes meanwhile replaces what nobody needs.
                 pause = last + SECONDS_BETWEEN - time.monotonic()
@@ -240,24 +239,20 @@ class _Sender:
         except OSError as error:
             self._say(f"the token {self._intake.token_path} cannot be read: {error.strerror}")
             return 1.0
-        request = urllib.request.Request(self._intake.url, data=body, method="POST")  # noqa: S310 the operator's own address
-        request.add_header("Authorization", f"Bearer {token}")
-        request.add_header("Content-Type", "application/json")
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         try:
-            with self._opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                text = answer.read(MAX_REPORT_BYTES)
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code == 429 or error.code >= 500:
-                    return _seconds(error.headers.get("Retry-After"))
-                self._say(f"the intake refused a report ({error.code}): {error.read(500).decode(errors='replace')}")
-            return None
+            reply = self._poster.post(body, headers, MAX_REPORT_BYTES)
         except (OSError, ValueError) as error:
             self._say(f"the intake {self._intake.url} does not answer: {error}")
             return 0.0
+        if reply.status == 429 or reply.status >= 500:
+            return _seconds(reply.headers.get("Retry-After"))
+        if reply.status >= 300:
+            self._say(f"the intake refused a report ({reply.status}): {reply.body[:500].decode(errors='replace')}")
+            return None
         self._refused = None
         try:
-            self._answered(Answer.model_validate_json(text or b"{}"))
+            self._answered(Answer.model_validate_json(reply.body or b"{}"))
         except ValueError:
             self._say("the intake's answer is not understood")
         return None

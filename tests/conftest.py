@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import CoreV1Api, V1Namespace, V1ObjectMeta
+from kubernetes.config import new_client_from_config
 from xdist.scheduler import LoadFileScheduling
 
 from devcluster import Cluster, S3Access, processes
@@ -129,14 +131,23 @@ def crds(cluster: Cluster) -> Cluster:
     return cluster
 
 
+@pytest.fixture(scope="session")
+def core(cluster: Cluster) -> CoreV1Api:
+    """The core API with an administrator's rights."""
+    return CoreV1Api(new_client_from_config(str(cluster.kubeconfig)))
+
+
 @pytest.fixture
-def namespace(cluster: Cluster) -> Iterator[str]:
+def namespace(core: CoreV1Api) -> Iterator[str]:
     """The name of a fresh namespace, ready for pods; deleted afterwards without waiting."""
     name = f"test-{secrets.token_hex(4)}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "--namespace", name, "--timeout=30s")
+    core.create_namespace(V1Namespace(metadata=V1ObjectMeta(name=name)))
+    deadline = time.monotonic() + 30
+    while not core.list_namespaced_service_account(name, field_selector="metadata.name=default").items:
+        assert time.monotonic() < deadline, f"namespace {name} has no service account"
+        time.sleep(0.02)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    core.delete_namespace(name)
 
 
 def _forget_old_runs(folder: Path) -> None:

@@ -102,7 +102,7 @@ class Scene:
             await asyncio.sleep(max(began + number / rate - time.perf_counter(), 0))
             tasks.append(asyncio.create_task(self.apply(f"{prefix}-{number}")))
         await asyncio.gather(*tasks)
-        await self.stamps.until("succeeded", known + count, 120)
+        await self.stamps.until("succeeded", known + count, 600)
         cost = (await usage(self.api, self.pids)).since(before)
         begun = {name: at for name, at in self.applied.items() if name.startswith(prefix + "-")}
         latencies = {state: percentiles(self.stamps.after(begun, state)) for state in ("job", "pod running")}
@@ -135,14 +135,14 @@ async def run(ground: Ground, system: System, bursts: list[int], rate: float, se
             results: Object = {}
             async with Scene(api, system, pids) as scene:
                 await scene.apply("warm-up")
-                await scene.stamps.until("succeeded", 1, 120)
+                await scene.stamps.until("succeeded", 1, 600)
             if rate:
                 async with Scene(api, system, pids) as scene:
                     results["steady"] = await scene.steady("steady", rate, seconds)
                     print(f"{system.name}: {results['steady']}", file=sys.stderr, flush=True)
             for count in bursts:
                 async with Scene(api, system, pids) as scene:
-                    results[f"burst {count}"] = await scene.burst(f"burst{count}", count, 60 + count * 1.0)
+                    results[f"burst {count}"] = await scene.burst(f"burst{count}", count, 300 + count * 1.0)
                     print(f"{system.name}: {results[f'burst {count}']}", file=sys.stderr, flush=True)
         return results
     finally:

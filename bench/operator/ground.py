@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +177,7 @@ def ground(folder: Path) -> Iterator[Ground]:
             process = subprocess.Popen(arguments, stdout=log, stderr=log)
         try:
             cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=60s")
+            wait_for_garbage_collector(cluster)
             status = cluster.status()
             assert status is not None
             pids = {each.name: each.process.pid for each in status.components if each.process}
@@ -182,6 +185,16 @@ def ground(folder: Path) -> Iterator[Ground]:
         finally:
             process.terminate()
             process.wait(10)
+
+
+def wait_for_garbage_collector(cluster: Cluster, seconds: float = 180) -> None:
+    """It learns of new kinds every 30 seconds; until then it asks for the owner of every child again and again."""
+    watched = re.compile(r'^apiserver_longrunning_requests{.*resource="trainingjobs".*verb="WATCH"', re.MULTILINE)
+    deadline = time.monotonic() + seconds
+    while not watched.search(cluster.kubectl("get", "--raw", "/metrics")):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the garbage collector does not watch TrainingJobs after {seconds:.0f} s")
+        time.sleep(1)
 
 
 def node(index: int) -> Object:

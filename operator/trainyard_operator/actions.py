@@ -26,7 +26,7 @@ from trainyard_operator.cluster import (
     StaleError,
     status_operations,
 )
-from trainyard_operator.decide.admission import service_name_of
+from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import (
     LABEL_ARCHITECTURE,
     LABEL_JOB,

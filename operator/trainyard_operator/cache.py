@@ -21,9 +21,8 @@ from trainyard_operator.cluster import (
     Resource,
 )
 from trainyard_operator.decide import parse
-from trainyard_operator.decide.admission import service_name_of
 from trainyard_operator.decide.budget import SPENT
-from trainyard_operator.decide.case import open_attempts
+from trainyard_operator.decide.jobs import open_attempts, service_name_of
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_SERVICE,
@@ -36,6 +35,7 @@ from trainyard_operator.decide.model import (
     ServiceView,
     VersionView,
 )
+from trainyard_operator.decide.tally import Slot, Tally, is_standby, slot_of
 
 Name = tuple[str, str]
 """Namespace ('' for what has none) and name."""
@@ -68,7 +68,7 @@ class Cache(Generic[View]):
     def __init__(
         self,
         resource: Resource,
-        view_of: Callable[[Object], View],
+        view_of: Callable[[Object, View | None], View],
         *,
         keep_status: bool = False,
         **indexes: Callable[[Name, View], Iterable[Hashable]],
@@ -80,6 +80,8 @@ class Cache(Generic[View]):
         self._indexes = indexes
         self._indexed: dict[str, dict[Hashable, set[Name]]] = {name: defaultdict(set) for name in indexes}
         self._gone: dict[str, int] = {}
+        self.listener: Callable[[Name, View | None, View | None], None] | None = None
+        """Is told the old and the new view of whatever comes, changes or goes."""
         self.changes = 0
         """Goes up whenever something is put in or taken out."""
 
@@ -101,11 +103,10 @@ class Cache(Generic[View]):
             return Change(name, entry.view, None)
         if uid in self._gone:
             return None  # a late event, or a list that began before the deletion
-        view = self.view_of(obj)
-        status = (obj.get("status") or {}) if self._keep_status else None
-        self._put(name, Entry(uid, version, view, status))
         old = entry.view if entry is not None else None
-        return None if old == view else Change(name, old, view)
+        view = self.view_of(obj, old)
+        status = (obj.get("status") or {}) if self._keep_status else None
+        return Change(name, old, view) if self._put(name, Entry(uid, version, view, status)) else None
 
     def knows(self, obj: Object) -> bool:
         """Whether the object is in the cache in exactly this version."""
@@ -158,29 +159,47 @@ class Cache(Generic[View]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _put(self, name: Name, entry: Entry[View]) -> None:
-        if name in self._entries:
-            self._drop(name)
+    def _put(self, name: Name, entry: Entry[View]) -> bool:
+        """Whether that changes the view."""
+        before = self._entries.get(name)
         self._entries[name] = entry
         self.changes += 1
+        old, new = before.view if before is not None else None, entry.view
+        if old == new:
+            return False
         for index, keys_of in self._indexes.items():
-            for key in keys_of(name, entry.view):
+            held, wanted = set(keys_of(name, old)) if old is not None else set[Hashable](), set(keys_of(name, new))
+            self._unindex(index, held - wanted, name)
+            for key in wanted - held:
                 self._indexed[index][key].add(name)
+        if self.listener is not None:
+            self.listener(name, old, new)
+        return True
 
     def _drop(self, name: Name) -> None:
         entry = self._entries.pop(name)
         self.changes += 1
         for index, keys_of in self._indexes.items():
-            for key in keys_of(name, entry.view):
-                names = self._indexed[index][key]
-                names.discard(name)
-                if not names:
-                    del self._indexed[index][key]
+            self._unindex(index, keys_of(name, entry.view), name)
+        if self.listener is not None:
+            self.listener(name, entry.view, None)
+
+    def _unindex(self, index: str, keys: Iterable[Hashable], name: Name) -> None:
+        for key in keys:
+            names = self._indexed[index][key]
+            names.discard(name)
+            if not names:
+                del self._indexed[index][key]
 
     def _remember_gone(self, uid: str, version: int) -> None:
         self._gone[uid] = version
         while len(self._gone) > 2000:  # dictionaries keep their order: the oldest goes
             del self._gone[next(iter(self._gone))]
+
+
+def _whole(parsed: Callable[[Object], View]) -> Callable[[Object, View | None], View]:
+    """For kinds of which every version is read whole."""
+    return lambda obj, _: parsed(obj)
 
 
 def _by_label(label: str) -> Callable[[Name, AttemptJob | AttemptPod], Iterable[Hashable]]:
@@ -189,6 +208,11 @@ def _by_label(label: str) -> Callable[[Name, AttemptJob | AttemptPod], Iterable[
         return ((name[0], value),) if value else ()
 
     return keys
+
+
+def _place(pod: AttemptPod) -> tuple[str, str | None, bool, Slot]:
+    """What a tally knows a pod by."""
+    return pod.metadata.uid, pod.labels.get(LABEL_SERVICE), is_standby(pod), slot_of(pod)
 
 
 class Caches:
@@ -207,21 +231,24 @@ class Caches:
             reason=lambda name, view: ((name[0], view.status.reason),) if view.status.reason == SPENT else (),
         )
         self.services: Cache[ServiceView] = Cache(
-            TRAINING_SERVICES, parse.parse_service, keep_status=True, namespace=lambda name, _: (name[0],)
+            TRAINING_SERVICES,
+            _whole(parse.parse_service),
+            keep_status=True,
+            namespace=lambda name, _: (name[0],),
         )
         self.budgets: Cache[BudgetView] = Cache(
-            TRAINING_BUDGETS, parse.parse_budget, keep_status=True, namespace=lambda name, _: (name[0],)
+            TRAINING_BUDGETS, _whole(parse.parse_budget), keep_status=True, namespace=lambda name, _: (name[0],)
         )
         self.versions: Cache[VersionView] = Cache(
             MODEL_VERSIONS,
-            parse.parse_version,
+            _whole(parse.parse_version),
             keep_status=True,
             job=lambda name, view: ((name[0], view.spec.job_name),),
             model=lambda name, view: ((name[0], view.spec.model),),
         )
         self.attempt_jobs: Cache[AttemptJob] = Cache(
             JOBS,
-            parse.parse_attempt_job,
+            _whole(parse.parse_attempt_job),
             job=_by_label(LABEL_JOB),
             service=_by_label(LABEL_SERVICE),
             standby=lambda name, view: (
@@ -230,14 +257,45 @@ class Caches:
         )
         self.pods: Cache[AttemptPod] = Cache(
             PODS,
-            parse.parse_pod,
+            _whole(parse.parse_pod),
             job=_by_label(LABEL_JOB),
             service=_by_label(LABEL_SERVICE),
             node=lambda _, view: (view.node,) if view.node else (),
         )
-        self.nodes: Cache[NodeView] = Cache(NODES, parse.parse_node)
+        self.nodes: Cache[NodeView] = Cache(NODES, _whole(parse.parse_node))
         self._nodes: dict[str, NodeView] = {}
         self._nodes_at = 0
+        self._tallies: dict[Name, Tally] = {}
+        self.stirred: Callable[[Name], None] = lambda _: None
+        """Is told of a service for which something has changed in what its jobs and pods add up to."""
+        self.jobs.listener = self._job_changed
+        self.pods.listener = self._pod_changed
+
+    def tally(self, service: Name) -> Tally:
+        """What the jobs and pods of the service add up to now; it goes on changing."""
+        return self._tallies.get(service) or Tally()
+
+    def _job_changed(self, name: Name, old: JobView | None, new: JobView | None) -> None:
+        if old is not None and (new is None or new.metadata.uid != old.metadata.uid):
+            self._stir((name[0], service_name_of(old.spec)), lambda tally: tally.drop_job(old))
+        if new is not None:
+            self._stir((name[0], service_name_of(new.spec)), lambda tally: tally.put_job(new))
+
+    def _pod_changed(self, name: Name, old: AttemptPod | None, new: AttemptPod | None) -> None:
+        gone = old is not None and (new is None or _place(old) != _place(new))
+        if old is not None and gone and (service := old.labels.get(LABEL_SERVICE)):
+            self._stir((name[0], service), lambda tally: tally.drop_pod(old))
+        if new is not None and (service := new.labels.get(LABEL_SERVICE)):
+            self._stir((name[0], service), lambda tally: tally.put_pod(new))
+
+    def _stir(self, service: Name, change: Callable[[Tally], bool]) -> None:
+        tally = self._tallies.get(service)
+        if tally is None:
+            tally = self._tallies[service] = Tally()
+        if change(tally):
+            self.stirred(service)
+        if not tally:
+            del self._tallies[service]
 
     def nodes_by_name(self) -> dict[str, NodeView]:
         """All nodes; made anew only when one has changed."""

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -134,6 +135,8 @@ class Cluster:
                 await config.load_kube_config(client_configuration=configuration)
         # Retries are the queue's business: a hidden one would hold a worker, and repeat what must not be.
         configuration.retries = False
+        # Looking for a proxy in the environment is a hop to a thread, for every request.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         return cls(client.ApiClient(configuration), seconds=seconds, identity=identity)
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from trainyard_operator.cache import Caches
-from trainyard_operator.decide.admission import WAITING, service_name_of
+from trainyard_operator.decide.jobs import WAITING, service_name_of
 from trainyard_operator.metrics import CONTENT_TYPE, Metrics, ServiceLoad
 from trainyard_operator.queue import WorkQueue
 from trainyard_operator.watch import Key, Watch
@@ -74,8 +74,8 @@ class Probes:
         if (lag := self._heartbeat.lag()) > MAX_LAG_SECONDS:
             found.append(f"the event loop is {lag:.0f} s late")
         if self._queue is not None:
-            if (age := self._queue.oldest_seconds()) > MAX_WAIT_SECONDS:
-                found.append(f"the oldest key has waited {age:.0f} s for a worker")
+            if (age := self._queue.stuck_seconds()) > MAX_WAIT_SECONDS:
+                found.append(f"{len(self._queue)} keys wait, and no worker has taken one for {age:.0f} s")
             if (age := self._queue.longest_running_seconds()) > MAX_RUN_SECONDS:
                 found.append(f"a reconcile has been running for {age:.0f} s")
         if self._watch is not None and self._watching_since is not None:

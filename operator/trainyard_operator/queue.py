@@ -2,7 +2,8 @@
 
 Watch events say only that something changed, so many of them are worth one look: adds of a waiting key coalesce, an add of
 a running key lets it run once more afterwards. A key can be added for later, and a key that failed comes back after a delay
-that doubles up to a bound. The semantics are those of controller-runtime's queue, on one asyncio loop.
+that doubles up to a bound. The semantics are those of controller-runtime's priority queue, on one asyncio loop: what is
+more urgent goes first, and of what is equally urgent the key that waits longest.
 """
 
 import asyncio
@@ -11,11 +12,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
+
+
+class Urgency(IntEnum):
+    """Ends before starts: what has ended frees a slot and is what people wait for; who has only come can wait a little."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 class WorkQueue(Generic[Key]):
@@ -25,9 +35,11 @@ class WorkQueue(Generic[Key]):
         """`first_retry` and `longest_retry` bound the delay in seconds after a failure."""
         self._first_retry = first_retry
         self._longest_retry = longest_retry
-        self._ready: OrderedDict[Key, float] = OrderedDict()  # key → loop time since when it waits
+        # One line per urgency: key → loop time since when it waits
+        self._ready: tuple[OrderedDict[Key, float], ...] = tuple(OrderedDict() for _ in Urgency)
         self._running: dict[Key, float] = {}  # key → loop time since when it runs
-        self._again: set[Key] = set()  # added while running
+        self._again: dict[Key, Urgency] = {}  # added while running
+        self._taken = 0.0  # loop time when a worker took a key last
         self._due: dict[Key, float] = {}  # key → loop time of its delayed add
         self._heap: list[tuple[float, int, Key]] = []
         self._order = 0  # breaks ties in the heap, so that keys need no order
@@ -35,13 +47,19 @@ class WorkQueue(Generic[Key]):
         self._failures: dict[Key, int] = {}
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def add(self, key: Key) -> None:
+    def add(self, key: Key, urgency: Urgency = Urgency.NORMAL) -> None:
         """Let `key` run as soon as there is a worker; once more when it is running now."""
         if key in self._running:
-            self._again.add(key)
-        elif key not in self._ready:
-            self._ready[key] = self._now()
-            self._wake()
+            self._again[key] = min(urgency, self._again.get(key, urgency))
+            return
+        since = self._now()
+        for line in self._ready[: urgency + 1]:
+            if key in line:
+                return
+        for line in self._ready[urgency + 1 :]:
+            since = line.pop(key, since)
+        self._ready[urgency][key] = since
+        self._wake()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Let `key` run after `seconds`; of several delayed adds the earliest counts."""
@@ -74,7 +92,7 @@ class WorkQueue(Generic[Key]):
 
     async def get(self) -> Key:
         """The key that waits longest; call `done` after it ran."""
-        while not self._ready:
+        while not any(self._ready):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             try:
@@ -85,8 +103,8 @@ class WorkQueue(Generic[Key]):
                 raise
             finally:
                 self._waiters.discard(waiter)
-        key, _ = self._ready.popitem(last=False)
-        self._running[key] = self._now()
+        key, _ = next(line for line in self._ready if line).popitem(last=False)
+        self._running[key] = self._taken = self._now()
         # Who runs now looks at everything and says itself when to look again.
         self._due.pop(key, None)
         return key
@@ -95,8 +113,7 @@ class WorkQueue(Generic[Key]):
         """`key` ran; an add that came meanwhile takes effect now."""
         self._running.pop(key, None)
         if key in self._again:
-            self._again.discard(key)
-            self.add(key)
+            self.add(key, self._again.pop(key))
 
     async def work(
         self,
@@ -148,7 +165,7 @@ class WorkQueue(Generic[Key]):
         return self._failures.get(key, 0)
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return sum(map(len, self._ready))
 
     def running(self) -> int:
         """Keys that run now."""
@@ -156,8 +173,12 @@ class WorkQueue(Generic[Key]):
 
     def oldest_seconds(self) -> float:
         """How long the key that waits longest has been waiting for a worker."""
-        first = next(iter(self._ready.values()), None)
-        return 0.0 if first is None else self._now() - first
+        firsts = [next(iter(line.values())) for line in self._ready if line]
+        return self._now() - min(firsts) if firsts else 0.0
+
+    def stuck_seconds(self) -> float:
+        """How long keys have been waiting without a worker taking any."""
+        return min(self.oldest_seconds(), self._now() - self._taken)
 
     def longest_running_seconds(self) -> float:
         """How long the key that runs longest has been running."""

@@ -5,6 +5,7 @@ before its action; then the Events about it; then the actions. Whatever fails en
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,12 +35,14 @@ from trainyard_operator.cluster import (
 )
 from trainyard_operator.decide import admission, budget, lifecycle, parse, service
 from trainyard_operator.decide.diagnosis import workload_of
+from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import (
     Action,
     AttemptJob,
     AttemptPod,
     BudgetSnapshot,
     BudgetView,
+    CreateJob,
     CreateVersion,
     Defaults,
     EventView,
@@ -58,6 +61,7 @@ from trainyard_operator.decide.refusals import retry_time, tells, waits_for
 from trainyard_operator.events import Recorder
 from trainyard_operator.manifests import ManifestError
 from trainyard_operator.metrics import OTHER, Metrics
+from trainyard_operator.queue import Urgency
 from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Key, Kind, Watch
 
@@ -100,6 +104,7 @@ class Reconciler:
         self._reports_since = _now()
         self._refusals: dict[Key, dict[tuple[str, str], Refusal]] = {}
         self._counted: dict[Key, float] = {}
+        self._placed: dict[Key, float] = {}
         self._defaults = Defaults(
             service=({"secretNames": list(secrets)} if (secrets := settings.default_secret_names) else {})
             | settings.default_service,
@@ -156,8 +161,8 @@ class Reconciler:
         return _seconds_until(plan.look_again_at)
 
     async def _carry_out(self, job: JobView, snapshot: JobSnapshot, actions: Sequence[Action]) -> None:
-        """The actions in order. What makes or changes something makes the next look follow at once, and so does a refusal, which
-        that look puts into the status."""
+        """The actions in order. What makes or changes something makes the next look follow at once, but for what is made for an
+        attempt: it takes its way, and is seen on it. So does a refusal, which that look puts into the status."""
         key = Key(Kind.JOB, job.metadata.namespace, job.metadata.name)
         undone: list[Action] = []
         for action in actions:
@@ -174,8 +179,8 @@ class Reconciler:
                 changed = True
             else:
                 self._refusals.get(key, {}).pop((type(action).__name__, name_of(action)), None)
-            if changed:
-                self._watch.queue.add(key)
+            if changed and (undone or not isinstance(action, CreateVersion | CreateJob)):
+                self._watch.queue.add(key, Urgency.HIGH)
 
     def _refused(self, key: Key, job: JobView, action: Action, error: ClusterError | ManifestError) -> None:
         """Remember it for the next look; where the job's own words are final, an Event alone tells."""
@@ -204,7 +209,7 @@ class Reconciler:
         taken = [caches.pods.get((namespace, a.pod_name)) for a in job.status.attempts if a.standby and a.pod_name]
         pods += tuple(pod for pod in taken if pod is not None and pod not in pods)
         start_job = job.spec.start_from.job
-        service_name = admission.service_name_of(job.spec)
+        service_name = service_name_of(job.spec)
         service_view = caches.services.get((namespace, service_name))
         now = _now()
         return JobSnapshot(
@@ -215,8 +220,7 @@ class Reconciler:
                 ServiceSnapshot(
                     now=now,
                     service=service_view,
-                    jobs=caches.jobs.by("service", (namespace, service_name)),
-                    pods=caches.pods.by("service", (namespace, service_name)),
+                    tally=caches.tally((namespace, service_name)),
                     nodes=self._nodes(),
                     defaults=self._defaults,
                 ),
@@ -296,12 +300,12 @@ class Reconciler:
         if entry is None:
             self._metrics.forget_service(*name)
             self._counted.pop(key, None)
+            self._placed.pop(key, None)
             return None
         snapshot = ServiceSnapshot(
             now=_now(),
             service=entry.view,
-            jobs=self._caches.jobs.by("service", name),
-            pods=self._caches.pods.by("service", name),
+            tally=self._caches.tally(name),
             standby_jobs=self._caches.attempt_jobs.by("standby", name),
             standby_template=self._actions.standby_template(entry.view),
             nodes=self._nodes(),
@@ -333,7 +337,20 @@ class Reconciler:
             except (RejectedError, ManifestError) as error:
                 self._emit(TRAINING_SERVICES, entry.view.metadata, [Note("ActionRefused", str(error), warning=True)])
                 raise
-        return _seconds_until(plan.look_again_at)
+        looks = (_seconds_until(plan.look_again_at), self._show_places(key, plan.misplaced))
+        return min((seconds for seconds in looks if seconds is not None), default=None)
+
+    def _show_places(self, service: Key, jobs: Sequence[str]) -> float | None:
+        """Let the first of a queue write their places, now and then only; seconds until that is due."""
+        if not jobs:
+            return None
+        due = self._placed.get(service, -math.inf) + self._defaults.queue_refresh_seconds - time.monotonic()
+        if due > 0:
+            return due
+        self._placed[service] = time.monotonic()
+        for job in jobs:
+            self._watch.queue.add(Key(Kind.JOB, service.namespace, job), Urgency.LOW)
+        return None
 
     async def _reconcile_budget(self, key: Key) -> float | None:
         entry = self._caches.budgets.entry((key.namespace, key.name))
@@ -405,9 +422,7 @@ class Reconciler:
         # Our own write is no news to this key, yet to others: the service of a job, the jobs of a batch.
         change = cache.apply(written)
         if change is not None:
-            for woken in self._watch.keys(change):
-                if woken != key:
-                    self._watch.queue.add(woken)
+            self._watch.wake(change, but=key)
         return True
 
     def _count(self, snapshot: JobSnapshot, written: TrainingJobStatus) -> None:

@@ -1,7 +1,10 @@
-"""Kopf as the shell of the operator: login, watch streams and their reconnects. Handlers are `on.event` only, see `watch`.
+"""Kopf as the shell of the operator: login, what is watched, watch streams, their reconnects and their end.
 
-The session is ours, so that every opening of a watch is seen: what `/healthz` asks is whether each watch lives, and the only
-other sign of life of a quiet one, its bookmarks, Kopf keeps to itself.
+What Kopf does with an event after that is left out (docs/decisions/0020): a task, a memory and two queues for every object, for the
+sake of handlers of differences, which are not used here. It is half of the operator's CPU and most of its memory, and the
+caches do with an event all that there is to do.
+
+The session is ours, so that every opening of a watch is seen: what `/healthz` asks is whether each watch lives.
 """
 
 import asyncio
@@ -11,10 +14,14 @@ from typing import Any
 
 import aiohttp
 import kopf
+from kopf._cogs.clients import watching
+from kopf._core.reactor import queueing
 
 from trainyard_operator.cluster import Cluster
 from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Watch
+
+EVENTS_AT_ONCE = 50
 
 
 class Shell:
@@ -36,14 +43,36 @@ class Shell:
     async def run(self) -> None:
         """Watch until cancelled; raises what ends a watch for good."""
         namespaces = self._settings.watch_namespaces
-        await kopf.operator(
-            registry=self._registry,
-            settings=self._kopf_settings,
-            standalone=True,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            ready_flag=self.started,
+        kopfs = queueing.watcher
+        queueing.watcher = self._follow
+        try:
+            await kopf.operator(
+                registry=self._registry,
+                settings=self._kopf_settings,
+                standalone=True,
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                ready_flag=self.started,
+            )
+        finally:
+            queueing.watcher = kopfs
+
+    async def _follow(
+        self, *, namespace: Any, settings: Any, resource: Any, operator_paused: Any = None, **_: Any
+    ) -> None:
+        """In the place of Kopf's own: one watch stream, its events taken in one after the other."""
+        cache = next(c for c in self._watch.watched if c.resource.plural == resource.plural)
+        stream = watching.infinite_watch(
+            settings=settings, resource=resource, namespace=namespace, operator_paused=operator_paused
         )
+        turn = 0
+        async for event in stream:
+            if isinstance(event, watching.Bookmark):
+                continue
+            self._watch.heard(cache, event)
+            turn += 1
+            if turn % EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a long list must not keep the loop from the lease
 
     async def watching(self) -> None:
         """Wait until the watch of every kind has been opened: a list made from then on misses nothing."""
@@ -86,8 +115,6 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     """No scanning, no posting, no finalizers; every wait bounded."""
     configured = kopf.OperatorSettings()
     configured.scanning.disabled = True
-    configured.persistence.diffbase_storage = _NoEssence()
-    configured.persistence.progress_storage = _NoProgress()
     configured.posting.enabled = False
     configured.watching.server_timeout = settings.watch_server_seconds
     configured.watching.client_timeout = settings.watch_server_seconds + 30
@@ -98,36 +125,3 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     configured.networking.connect_timeout = 10
     configured.queueing.exit_timeout = 0.1
     return configured
-
-
-class _NoEssence(kopf.DiffBaseStorage):
-    """Handlers of differences are not used, and for them Kopf copies every object of every event three times: a third of the CPU of
-    the whole operator."""
-
-    def build(self, *, body: kopf.Body, extra_fields: Any = None) -> Any:
-        return {}
-
-    def fetch(self, *, body: kopf.Body) -> Any:
-        return None
-
-    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: Any) -> None:
-        """Nothing is kept in the object."""
-
-
-class _NoProgress(kopf.ProgressStorage):
-    """Nothing about handlers is kept in the object either."""
-
-    def fetch(self, *, key: Any, body: kopf.Body) -> Any:
-        return None
-
-    def store(self, *, key: Any, record: Any, body: kopf.Body, patch: kopf.Patch) -> None:
-        """Not kept."""
-
-    def purge(self, *, key: Any, body: kopf.Body, patch: kopf.Patch) -> None:
-        """There is nothing."""
-
-    def touch(self, *, body: kopf.Body, patch: kopf.Patch, value: str | None) -> None:
-        """There is nothing."""
-
-    def clear(self, *, essence: Any) -> Any:
-        return essence

@@ -1,11 +1,11 @@
 """From the cluster to the queue: watch events go into the caches and put keys on the queue; no decision, no I/O.
 
-Kopf runs the watches: `on.event` handlers only. What a handler raises is swallowed there, so it does nothing but take the
-object in and add keys. Which key a change wakes is the whole content of this module:
+Kopf runs the watches. Taking an event in does nothing but change the caches and add keys. Which key a change wakes is the whole content of this module:
 
-- a TrainingJob wakes itself and its service, but only when what a decision reads has changed, never on mere progress;
-- a service wakes the jobs of its batch, and all that wait for it when its spec or its state changed;
-- a batch/v1 Job or a pod wakes the job and the service in its labels; a node those whose pods it runs;
+- a TrainingJob wakes itself, but only when what a decision reads has changed, never on mere progress;
+- what jobs and pods change in the sums of their service wakes it: at once when a job may start now, else within moments;
+- a service wakes the jobs that are new in its batch, and all that wait for it when its spec or its state changed;
+- a batch/v1 Job or a pod wakes the job in its labels; a node those whose pods it runs;
 - a job that is gone wakes its model versions;
 - jobs and services wake the budgets of their namespace, a budget the jobs that its time is enough for now.
 """
@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -24,8 +24,9 @@ from trainyard_api.trainingjob import JobState
 from trainyard_operator import logs
 from trainyard_operator.cache import Cache, Caches, Change, Name
 from trainyard_operator.cluster import JOBS, PODS, Cluster, Object
-from trainyard_operator.decide.admission import service_name_of
+from trainyard_operator.decide.admission import may_admit
 from trainyard_operator.decide.budget import SPENT, has_time
+from trainyard_operator.decide.jobs import open_attempts, service_name_of
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     LABEL_SERVICE,
@@ -38,10 +39,13 @@ from trainyard_operator.decide.model import (
     ServiceView,
     VersionView,
 )
-from trainyard_operator.queue import WorkQueue
+from trainyard_operator.queue import Urgency, WorkQueue
 
 logger = logging.getLogger(__name__)
 
+SUMS_SECONDS = 0.2
+"""A service for which nothing can start is looked at this long after its sums have changed: many changes are one look."""
+STARTING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})
 OVER = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.ABORTED, JobState.CANCELED, JobState.STOPPED})
 
 
@@ -74,6 +78,7 @@ class Watch:
 
     def __init__(self, queue: WorkQueue[Key], *, nodes: bool) -> None:
         self.caches = Caches()
+        self.caches.stirred = self._stirred
         self.queue = queue
         self._nodes = nodes
         self._seen: dict[str, float] = {}  # plural → monotonic time of the last sign of life of its watch
@@ -85,17 +90,22 @@ class Watch:
         return self.caches.all(nodes=self._nodes)
 
     def register(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
-        """Put an event handler for each kind into Kopf's registry; of Jobs and pods only our own are watched."""
+        """Let Kopf watch each kind; of Jobs and pods only our own. What arrives is `heard`."""
         for cache in self.watched:
             resource = cache.resource
-
-            async def handle(event: Any, cache: Cache[Any] = cache, **_: Any) -> None:
-                self.alive(cache.resource.plural)
-                self.arrived(cache, event["object"], deleted=event["type"] == "DELETED")
-
-            kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id="watch")(handle)
+            kopf.on.event(resource.group, resource.version, resource.plural, registry=registry, id="watch")(_nothing)
         for resource in (JOBS, PODS):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = LABEL_SERVICE
+
+    def heard(self, cache: Cache[Any], event: Object) -> None:
+        """Take in one event of a watch. Never raises: what is wrong with one object must not stop the others."""
+        self.alive(cache.resource.plural)
+        if event["type"] == "BOOKMARK":
+            return
+        try:
+            self.arrived(cache, event["object"], deleted=event["type"] == "DELETED")
+        except Exception:
+            logger.exception("an event of %s could not be taken in", cache.resource.plural)
 
     def alive(self, plural: str) -> None:
         """The watch of this kind has just spoken or been opened."""
@@ -130,14 +140,26 @@ class Watch:
             self.wake(change)
         return change is not None
 
-    def wake(self, change: Change[Any]) -> None:
+    def wake(self, change: Change[Any], *, but: Key | None = None) -> None:
+        """Put the keys that a change concerns on the queue, those of who made it (`but`) not."""
         if not self.enabled:
             return
-        for key in self.keys(change):
-            self.queue.add(key)
+        for key, urgency in self.keys(change):
+            if key != but:
+                self.queue.add(key, urgency)
 
-    def keys(self, change: Change[Any]) -> Iterable[Key]:
-        """The keys that a change concerns."""
+    def _stirred(self, service: Name) -> None:
+        """The sums of a service have changed."""
+        view = self.caches.services.get(service)
+        if not self.enabled or view is None:
+            return
+        if may_admit(view, self.caches.tally(service)):
+            self.queue.add(Key(Kind.SERVICE, *service), Urgency.HIGH)
+        else:
+            self.queue.add_after(Key(Kind.SERVICE, *service), SUMS_SECONDS)
+
+    def keys(self, change: Change[Any]) -> Iterable[tuple[Key, Urgency]]:
+        """The keys that a change concerns, and how urgent they are."""
         view = change.new if change.new is not None else change.old
         match view:
             case JobView():
@@ -149,76 +171,85 @@ class Watch:
             case VersionView():
                 return self._keys_of_version(change.name, view)
             case AttemptJob() | AttemptPod():
-                return self._keys_of_child(change.name, view)
+                return () if _is_on_its_way(change.old, change.new) else self._keys_of_child(change.name, view)
             case NodeView():
                 return self._keys_of_node(change.name)
         return ()
 
-    def _keys_of_job(self, change: Change[JobView]) -> Iterable[Key]:
-        namespace, name = change.name
-        if change.old is not None and change.new is not None and _relevant(change.old) == _relevant(change.new):
-            return
-        yield Key(Kind.JOB, namespace, name)
-        for view in (change.old, change.new):
-            if view is not None:
-                yield Key(Kind.SERVICE, namespace, service_name_of(view.spec))
-        yield from self._budgets(namespace)
-        if change.new is None:
-            for version in self.caches.versions.names_by("job", change.name):
-                yield Key(Kind.VERSION, *version)
-
-    def _keys_of_service(self, change: Change[ServiceView]) -> Iterable[Key]:
+    def _keys_of_job(self, change: Change[JobView]) -> Iterable[tuple[Key, Urgency]]:
         namespace, name = change.name
         old, new = change.old, change.new
-        yield Key(Kind.SERVICE, namespace, name)
+        if old is not None and new is not None and _relevant(old) == _relevant(new):
+            return
+        # A new one starts by its service's batch; what it says of itself until then can wait.
+        urgency = Urgency.LOW if old is None else Urgency.NORMAL
+        yield Key(Kind.JOB, namespace, name), urgency
         yield from self._budgets(namespace)
-        if new is not None and new.status.admission is not None:
-            for job in new.status.admission.jobs:
-                yield Key(Kind.JOB, namespace, job.name)
+        if new is None:
+            for version in self.caches.versions.names_by("job", change.name):
+                yield Key(Kind.VERSION, *version), Urgency.NORMAL
+
+    def _keys_of_service(self, change: Change[ServiceView]) -> Iterable[tuple[Key, Urgency]]:
+        namespace, name = change.name
+        old, new = change.old, change.new
+        yield Key(Kind.SERVICE, namespace, name), Urgency.HIGH
+        yield from self._budgets(namespace)
+        for job in _new_in_batch(old, new):
+            yield Key(Kind.JOB, namespace, job), Urgency.NORMAL
         told = old is not None and new is not None and _told(old) == _told(new)
         if not told:
             for job in self.caches.jobs.by("service", change.name):
                 if job.status.state not in OVER:
-                    yield Key(Kind.JOB, namespace, job.metadata.name)
+                    waits = not open_attempts(job.status)
+                    yield Key(Kind.JOB, namespace, job.metadata.name), Urgency.LOW if waits else Urgency.NORMAL
 
-    def _budgets(self, namespace: str) -> Iterable[Key]:
+    def _budgets(self, namespace: str) -> Iterable[tuple[Key, Urgency]]:
         for name in self.caches.budgets.names_by("namespace", namespace):
-            yield Key(Kind.BUDGET, *name)
+            yield Key(Kind.BUDGET, *name), Urgency.NORMAL
 
-    def _keys_of_budget(self, change: Change[BudgetView]) -> Iterable[Key]:
+    def _keys_of_budget(self, change: Change[BudgetView]) -> Iterable[tuple[Key, Urgency]]:
         """The budget; the jobs of every batch, which may have their reservation; those for which there is time now."""
         namespace, name = change.name
-        yield Key(Kind.BUDGET, namespace, name)
+        yield Key(Kind.BUDGET, namespace, name), Urgency.NORMAL
         for service in self.caches.services.by("namespace", namespace):
             for job in service.status.admission.jobs if service.status.admission else ():
-                yield Key(Kind.JOB, namespace, job.name)
+                yield Key(Kind.JOB, namespace, job.name), Urgency.NORMAL
         old, new = change.old, change.new
         edited = old is None or new is None or old.metadata.generation != new.metadata.generation
         for job in self.caches.jobs.by("reason", (namespace, SPENT)):
             service = self.caches.services.get((namespace, service_name_of(job.spec)))
             if edited or new is None or (service is not None and has_time(new, job, service)):
-                yield Key(Kind.JOB, namespace, job.metadata.name)
+                yield Key(Kind.JOB, namespace, job.metadata.name), Urgency.NORMAL
 
-    def _keys_of_version(self, name: Name, view: VersionView) -> Iterable[Key]:
+    def _keys_of_version(self, name: Name, view: VersionView) -> Iterable[tuple[Key, Urgency]]:
         if self.caches.jobs.get((name[0], view.spec.job_name)) is None:
-            yield Key(Kind.VERSION, *name)
+            yield Key(Kind.VERSION, *name), Urgency.NORMAL
         else:
-            yield Key(Kind.JOB, name[0], view.spec.job_name)
+            yield Key(Kind.JOB, name[0], view.spec.job_name), Urgency.HIGH
 
-    def _keys_of_child(self, name: Name, view: AttemptJob | AttemptPod) -> Iterable[Key]:
-        for label, kind in ((LABEL_JOB, Kind.JOB), (LABEL_SERVICE, Kind.SERVICE)):
-            if value := view.labels.get(label):
-                yield Key(kind, name[0], value)
-        if LABEL_STANDBY in view.labels and LABEL_JOB not in view.labels:
+    def _keys_of_child(self, name: Name, view: AttemptJob | AttemptPod) -> Iterable[tuple[Key, Urgency]]:
+        if job := view.labels.get(LABEL_JOB):
+            owner = self.caches.jobs.get((name[0], job))
+            ended = view.over if isinstance(view, AttemptPod) else view.finished is not None
+            over = owner is not None and owner.status.state in OVER
+            yield Key(Kind.JOB, name[0], job), Urgency.LOW if over else Urgency.HIGH if ended else Urgency.NORMAL
+        if LABEL_STANDBY not in view.labels:
+            return
+        if service := view.labels.get(LABEL_SERVICE):
+            yield Key(Kind.SERVICE, name[0], service), Urgency.HIGH
+        if job is None:
             # The labels come after the ledger: until then only that says whose it is.
             of = view.owner_name if isinstance(view, AttemptPod) else view.metadata.name
-            for job in self.caches.jobs.names_by("standby", (name[0], of)):
-                yield Key(Kind.JOB, *job)
+            for taker in self.caches.jobs.names_by("standby", (name[0], of)):
+                yield Key(Kind.JOB, *taker), Urgency.NORMAL
 
-    def _keys_of_node(self, name: Name) -> Iterable[Key]:
+    def _keys_of_node(self, name: Name) -> Iterable[tuple[Key, Urgency]]:
         for pod in self.caches.pods.by("node", name[1]):
             if not pod.over:
-                yield from self._keys_of_child((pod.metadata.namespace, pod.metadata.name), pod)
+                namespace = pod.metadata.namespace
+                yield from self._keys_of_child((namespace, pod.metadata.name), pod)
+                if service := pod.labels.get(LABEL_SERVICE):
+                    yield Key(Kind.SERVICE, namespace, service), Urgency.NORMAL
 
     async def resync(self, cluster: Cluster, namespaces: tuple[str, ...]) -> int:
         """List everything, correct the caches, and wake every object; the number of corrections.
@@ -242,22 +273,27 @@ class Watch:
 
     def _readable(self, cache: Cache[Any], obj: Object) -> bool:
         try:
-            cache.view_of(obj)
+            cache.view_of(obj, None)
         except ValueError as error:
             logger.error("%s %s cannot be read: %s", cache.resource.kind, obj["metadata"]["name"], error)
             return False
         return True
 
     def wake_all(self) -> None:
-        """Look at every object."""
-        for kind, cache in (
-            (Kind.SERVICE, self.caches.services),
-            (Kind.JOB, self.caches.jobs),
-            (Kind.VERSION, self.caches.versions),
-            (Kind.BUDGET, self.caches.budgets),
-        ):
-            for name in cache.names():
-                self.queue.add(Key(kind, *name))
+        """Look at every object: services first, for whom slots are free, and jobs that run before those that wait or are over."""
+        for name in self.caches.services.names():
+            self.queue.add(Key(Kind.SERVICE, *name), Urgency.HIGH)
+        for name in self.caches.budgets.names():
+            self.queue.add(Key(Kind.BUDGET, *name), Urgency.HIGH)
+        for job in self.caches.jobs.views():
+            urgency = Urgency.NORMAL if open_attempts(job.status) else Urgency.LOW
+            self.queue.add(Key(Kind.JOB, job.metadata.namespace, job.metadata.name), urgency)
+        for name in self.caches.versions.names():
+            self.queue.add(Key(Kind.VERSION, *name), Urgency.LOW)
+
+
+async def _nothing(**_: Any) -> None:
+    """A handler, for Kopf to know what to watch."""
 
 
 def _relevant(job: JobView) -> tuple[Any, ...]:
@@ -272,7 +308,28 @@ def _relevant(job: JobView) -> tuple[Any, ...]:
     )
 
 
+def _is_on_its_way(old: AttemptJob | AttemptPod | None, new: AttemptJob | AttemptPod | None) -> bool:
+    """Whether a pod, or a Job, has come a step nearer to its start and no more: who waits for it looks soon by himself."""
+    if isinstance(new, AttemptPod):
+        quiet = all(c.waiting and c.waiting.reason in STARTING_REASONS for c in new.containers)
+        scheduled = not any(c.type == "PodScheduled" and c.status == "False" for c in new.conditions)
+        standby = LABEL_STANDBY in new.labels
+        return new.phase == "Pending" and quiet and scheduled and not standby and new.metadata.deletion_time is None
+    if isinstance(old, AttemptJob) and isinstance(new, AttemptJob):
+        return old == replace(new, start_time=old.start_time)
+    return False
+
+
 def _told(service: ServiceView) -> tuple[Any, ...]:
     """What of a TrainingService the jobs that wait for it tell their users."""
     conditions = tuple((c.type, c.status, c.reason, c.message) for c in service.status.conditions)
     return service.metadata.uid, service.metadata.generation, service.status.state, conditions
+
+
+def _new_in_batch(old: ServiceView | None, new: ServiceView | None) -> tuple[str, ...]:
+    """Names of the jobs that have come into the batch."""
+    batch = new.status.admission if new is not None else None
+    before = old.status.admission if old is not None else None
+    known = {(entry.uid, entry.run, entry.attempt) for entry in (before.jobs if before else ())}
+    entries = batch.jobs if batch is not None else ()
+    return tuple(entry.name for entry in entries if (entry.uid, entry.run, entry.attempt) not in known)

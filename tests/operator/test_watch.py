@@ -1,5 +1,6 @@
 """What a change wakes, and what the caches believe of events that come late, twice or not at all."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -28,8 +29,15 @@ def service(version: int, **spec: Any) -> Object:
     return {"metadata": metadata | {"generation": version}, "spec": {"architecture": "yard-nano"} | spec, "status": {}}
 
 
-def pod(version: int, *, node: str | None = None, phase: str = "Pending", name: str = "job-r0-a1-x") -> Object:
-    labels = {"trainyard.dev/job": "job", "trainyard.dev/service": "mgmt-train-yard-nano"}
+def pod(
+    version: int,
+    *,
+    node: str | None = None,
+    phase: str = "Pending",
+    name: str = "job-r0-a1-x",
+    labels: dict[str, str] | None = None,
+) -> Object:
+    labels = {"trainyard.dev/job": "job", "trainyard.dev/service": "mgmt-train-yard-nano"} | (labels or {})
     metadata = {"namespace": "ns", "name": name, "uid": name, "resourceVersion": str(version), "labels": labels}
     return {"metadata": metadata, "spec": {"nodeName": node} if node else {}, "status": {"phase": phase}}
 
@@ -62,18 +70,18 @@ async def woken(watch: Watch, cache: Cache[Any], obj: Object, *, deleted: bool =
     return keys
 
 
-async def test_progress_wakes_nobody_and_a_new_phase_wakes_job_and_service(watch: Watch):
+async def test_progress_wakes_nobody_and_a_new_phase_wakes_the_job(watch: Watch):
     jobs = watch.caches.jobs
     training = {"phase": "Training", "step": 1}
-    assert await woken(watch, jobs, job(1, progress=training)) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(1, progress=training)) == {JOB}
     assert await woken(watch, jobs, job(2, progress=training | {"step": 2})) == set()
     entry = jobs.entry(("ns", "job"))
     assert entry is not None
     assert entry.status is not None
     assert entry.status["progress"]["step"] == 2
-    assert await woken(watch, jobs, job(3, progress={"phase": "Done", "step": 2})) == {JOB, SERVICE}
-    assert await woken(watch, jobs, job(4, progress={"phase": "Done"}, revision=7)) == {JOB, SERVICE}
-    assert await woken(watch, jobs, job(5, progress={"phase": "Done"}, revision=7, generation=2)) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(3, progress={"phase": "Done", "step": 2})) == {JOB}
+    assert await woken(watch, jobs, job(4, progress={"phase": "Done"}, revision=7)) == {JOB}
+    assert await woken(watch, jobs, job(5, progress={"phase": "Done"}, revision=7, generation=2)) == {JOB}
 
 
 async def test_late_events_take_nothing_back(watch: Watch):
@@ -83,11 +91,11 @@ async def test_late_events_take_nothing_back(watch: Watch):
     view = jobs.get(("ns", "job"))
     assert view is not None
     assert view.status.revision == 2
-    assert await woken(watch, jobs, job(6), deleted=True) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(6), deleted=True) == {JOB}
     # The object is gone: what was on its way still is no news, a namesake of another uid is.
     assert await woken(watch, jobs, job(5)) == set()
     assert len(jobs) == 0
-    assert await woken(watch, jobs, job(7, uid="u2")) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(7, uid="u2")) == {JOB}
 
 
 async def test_a_service_tells_those_who_wait_when_it_is_paused_and_not_when_it_counts(watch: Watch):
@@ -102,16 +110,34 @@ async def test_a_service_tells_those_who_wait_when_it_is_paused_and_not_when_it_
     assert await woken(watch, services, counted) == {SERVICE}
 
 
-async def test_a_pod_wakes_its_job_and_service_and_a_node_those_whose_pods_it_runs(watch: Watch):
+async def test_a_pod_wakes_its_job_and_a_node_jobs_and_services_whose_pods_it_runs(watch: Watch):
     pods, nodes = watch.caches.pods, watch.caches.nodes
-    assert await woken(watch, pods, pod(1)) == {JOB, SERVICE}
-    assert await woken(watch, pods, pod(2)) == set()
-    assert await woken(watch, pods, pod(3, node="node-0", phase="Running")) == {JOB, SERVICE}
+    assert await woken(watch, pods, pod(1)) == set(), "a step on its way is nothing to tell"
+    assert await woken(watch, pods, pod(3, node="node-0", phase="Running")) == {JOB}
+    assert await woken(watch, pods, pod(3, node="node-0", phase="Running")) == set()
     assert await woken(watch, nodes, node(4, "True")) == {JOB, SERVICE}
     assert await woken(watch, nodes, node(5, "True", "2026-01-01T00:05:00Z")) == set()
     assert await woken(watch, nodes, node(6, "Unknown")) == {JOB, SERVICE}
     await woken(watch, pods, pod(7, node="node-0", phase="Succeeded"))
     assert await woken(watch, nodes, node(8, "True")) == set()
+
+
+async def test_a_service_is_woken_at_once_when_a_job_may_start_and_else_a_moment_later(watch: Watch):
+    services, jobs, pods = watch.caches.services, watch.caches.jobs, watch.caches.pods
+    await woken(watch, services, service(1, scaling={"maxInstances": 1}))
+    await woken(watch, pods, pod(2, name="another"))
+    assert await woken(watch, jobs, job(3, state="Created")) == {JOB}
+    key = await asyncio.wait_for(watch.queue.get(), 5)
+    watch.queue.done(key)
+    assert key == SERVICE
+    assert await woken(watch, pods, pod(4, name="another", phase="Succeeded")) == {JOB, SERVICE}
+
+
+async def test_what_has_ended_goes_before_what_starts_and_who_has_only_come_waits(watch: Watch):
+    watch.arrived(watch.caches.jobs, job(1, name="new", uid="new", state="Created"))
+    watch.arrived(watch.caches.pods, pod(2, labels={"trainyard.dev/job": "runs"}, phase="Running", name="runs-x"))
+    watch.arrived(watch.caches.pods, pod(3, labels={"trainyard.dev/job": "ended"}, phase="Failed", name="ended-x"))
+    assert [(await watch.queue.get()).name for _ in range(3)] == ["ended", "runs", "new"]
 
 
 async def test_what_cannot_be_read_leaves_the_others_alone(watch: Watch, caplog: pytest.LogCaptureFixture):

@@ -6,6 +6,7 @@ needs to start), `queued` (waiting, and the opening of an attempt), `execution` 
 end changes), `restart` (the next attempt in the same pod), `versions` (the ModelVersion of a run), `cleanup`, `warnings`;
 `evidence` and `failure` (why an attempt ended), `retry` (what follows), `diagnosis` (why a pod does not start) with `scheduling`
 (why no node takes it) and `denials` (why it may not be made), `refusals` (what the cluster does not let the operator do), `nodes` (when one is lost);
-`service` (`decide_service`) with `admission` (which waiting jobs start now), `scaling` (how many instances) and `standby` (warm ones, and
+`service` (`decide_service`) with `jobs` (what a job says about itself), `tally` (what they add up to), `admission` (which waiting jobs start
+now), `degradation`, `scaling` (how many instances) and `standby` (warm ones, and
 who takes which); `budget` (`decide_budget`: training time that is set aside, used, left).
 """

@@ -19,14 +19,8 @@ from trainyard_api.trainingbudget import Period, Reservation, TrainingBudgetSpec
 from trainyard_api.trainingjob import Attempt, End, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec
 
-from trainyard_operator.decide.admission import (
-    admitted,
-    is_ready,
-    next_attempt,
-    queue_order,
-    service_name_of,
-)
-from trainyard_operator.decide.case import open_attempts
+from trainyard_operator.decide.admission import admitted
+from trainyard_operator.decide.jobs import is_ready, next_attempt, open_attempts, queue_order, service_name_of
 from trainyard_operator.decide.model import BudgetPlan, BudgetSnapshot, BudgetView, JobView, Note, ServiceView
 from trainyard_operator.decide.retry import RETRIED, Count
 from trainyard_operator.status import conditions

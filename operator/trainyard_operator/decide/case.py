@@ -8,7 +8,7 @@ from trainyard_api.execution import Execution, Instance
 from trainyard_api.resolve import resolved_execution, resolved_instance
 from trainyard_api.trainingjob import Attempt, JobState, TrainingJobStatus
 
-from trainyard_operator.decide.admission import service_name_of
+from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import Action, AttemptJob, AttemptPod, JobSnapshot
 from trainyard_operator.status import text
 
@@ -113,19 +113,3 @@ class Draft:
         else:
             made = (*attempts, attempt)[-MAX_LISTED_ATTEMPTS:]
         return self.set(attempts=made)
-
-
-def run_attempts(status: TrainingJobStatus) -> tuple[Attempt, ...]:
-    """The listed attempts of the present run, oldest first."""
-    return tuple(attempt for attempt in status.attempts if attempt.run == (status.run or 0))
-
-
-def open_attempts(status: TrainingJobStatus) -> tuple[Attempt, ...]:
-    """Those that have not ended: at most one, unless something is wrong."""
-    return tuple(attempt for attempt in status.attempts if attempt.end_time is None)
-
-
-def has_checkpoint(status: TrainingJobStatus) -> bool:
-    """Whether an attempt of this run saved a checkpoint."""
-    progress = status.progress.checkpoint_step if status.progress else None
-    return progress is not None or any(a.checkpoint_step is not None for a in run_attempts(status))

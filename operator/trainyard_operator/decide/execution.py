@@ -5,19 +5,19 @@ follows from it. A pod that runs is ended by lowering its deadline to one second
 never ran is deleted with its Job.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from math import ceil
 
 from trainyard_api.report import Phase
 from trainyard_api.resolve import Contradiction
 from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState
 
-from trainyard_operator.decide.admission import Slot, slot_of
-from trainyard_operator.decide.case import Case, Draft, has_checkpoint
+from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.denials import Diagnosis, Subject
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import lost_at
+from trainyard_operator.decide.jobs import has_checkpoint
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     Action,
@@ -29,6 +29,7 @@ from trainyard_operator.decide.model import (
     LowerDeadline,
 )
 from trainyard_operator.decide.start import create_headless, create_job
+from trainyard_operator.decide.tally import Slot, slot_of
 from trainyard_operator.decide.versions import with_version
 
 TRAINING_PHASES = frozenset(
@@ -38,6 +39,8 @@ DIAGNOSIS_SECONDS = 5
 """How often the events about a pod that does not start are looked at."""
 QUIET = timedelta(seconds=5)
 """How long a new attempt is left to start before its way there is told step by step."""
+EXACT = timedelta(seconds=30)
+"""How long an execution runs before its pod's deadline is lowered from that of the start to the exact one."""
 
 
 def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
@@ -99,10 +102,21 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
 
 def _is_shown(case: Case, attempt: Attempt, pods: tuple[AttemptPod, ...]) -> bool:
     """Whether the names of what was made are worth a write of the status: not while all is on its way."""
-    if case.now >= attempt.create_time + QUIET or any(pod.over or _has_run(pod) for pod in pods):
+    if attempt.pod_uid is not None or case.now >= attempt.create_time + QUIET or any(pod.over for pod in pods):
         return True
+    if any(_has_run(pod) for pod in pods):
+        return case.now >= _settled(case, pods)
     found = diagnosis_of(case, attempt)
     return found is not None and found.blocked
+
+
+def _settled(case: Case, pods: tuple[AttemptPod, ...]) -> datetime:
+    """When the first trainer that runs has been running for a while; at once where one has ended."""
+    containers = [container for pod in pods if (container := pod.trainer)]
+    ran = [container.running_since for container in containers if container.running_since]
+    ended = any(container.terminated for container in containers)
+    past = datetime.min.replace(tzinfo=UTC)
+    return past if ended or not ran else min(ran) + timedelta(seconds=case.snapshot.defaults.settled_seconds)
 
 
 def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
@@ -119,7 +133,7 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     if attempt.job_uid is None and case.job_of(attempt) is None:
         return _create(case, draft, attempt)
     draft = _hand_over(case, draft, attempt) if attempt.standby else draft
-    draft = draft.act(*_exact_deadlines(case, attempt))
+    draft = _with_exact_deadlines(case, draft, attempt)
     draft = draft.look_at(start_deadline(case, attempt), stall_deadline(case, draft, attempt))
     return _describe(case, draft, attempt)
 
@@ -244,9 +258,9 @@ def _has_run(pod: AttemptPod) -> bool:
     return container is not None and (container.running or container.terminated is not None)
 
 
-def _exact_deadlines(case: Case, attempt: Attempt) -> tuple[Action, ...]:
+def _with_exact_deadlines(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     """The kubelet counts from the pod's start, image pulls included; the execution's time counts from the trainer's."""
-    actions: list[Action] = []
+    timeout = timedelta(seconds=attempt.timeout_seconds or case.execution.timeout_seconds)
     for pod in pods_of(case, attempt):
         container = pod.trainer
         if pod.over or pod.start_time is None or container is None or container.running_since is None:
@@ -254,11 +268,18 @@ def _exact_deadlines(case: Case, attempt: Attempt) -> tuple[Action, ...]:
         if attempt.standby and LABEL_JOB not in pod.labels:
             continue  # the hand-over sets it
         # The time of an attempt counts from its own start where that is not the container's.
-        began = attempt.start_time if attempt.standby or attempt.process > 1 else None
-        exact = _deadline_seconds(case, attempt, pod.start_time, began or container.running_since)
-        if pod.active_deadline_seconds is None or pod.active_deadline_seconds > exact:
-            actions.append(LowerDeadline(pod.metadata.name, pod.metadata.uid, exact))
-    return tuple(actions)
+        own = attempt.start_time if attempt.standby or attempt.process > 1 else None
+        began = own or container.running_since
+        exact = _deadline_seconds(case, attempt, pod.start_time, began)
+        if pod.active_deadline_seconds is not None and pod.active_deadline_seconds <= exact:
+            continue
+        # Many executions are over before it matters, and it is a write of the pod that all its watchers see.
+        due = began + min(EXACT, timeout / 2)
+        if case.now < due:
+            draft = draft.look_at(due)
+        else:
+            draft = draft.act(LowerDeadline(pod.metadata.name, pod.metadata.uid, exact))
+    return draft
 
 
 def _deadline_seconds(case: Case, attempt: Attempt, seen: datetime, began: datetime) -> int:
@@ -272,7 +293,7 @@ def _deadline_seconds(case: Case, attempt: Attempt, seen: datetime, began: datet
 
 def _create(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     """The Job is not seen yet: made, with the version before it. Again and again, which is harmless."""
-    draft = draft.look_at(start_deadline(case, attempt))
+    draft = draft.look_at(start_deadline(case, attempt), case.now + timedelta(seconds=DIAGNOSIS_SECONDS))
     if other := case.foreign_job(attempt.job_name):
         going = other.metadata.deletion_time is not None
         message = f"Job {attempt.job_name} exists and belongs to another owner; " + (
@@ -321,6 +342,9 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     if attempt.training_start_time is not None:
         where = f" on node {attempt.node}" if attempt.node else ""
         return draft.say(JobState.RUNNING, "Training", f"Attempt {attempt.number} trains{where}.")
+    pods = pods_of(case, attempt)
+    if not _is_shown(case, attempt, pods) and any(_has_run(pod) for pod in pods):
+        return draft.look_at(_settled(case, pods))
     if attempt.start_time is None and (found := diagnosis_of(case, attempt)):
         draft = draft.look_at(case.now + timedelta(seconds=DIAGNOSIS_SECONDS))
         if not found.blocked and draft.status.reason == found.reason and case.now < attempt.create_time + QUIET:

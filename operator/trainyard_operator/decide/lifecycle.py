@@ -13,13 +13,14 @@ from trainyard_api.modelversion import VersionState
 from trainyard_api.report import Outcome
 from trainyard_api.trainingjob import Attempt, Cause, End, JobState, TrainingJobStatus
 
-from trainyard_operator.decide.case import Case, Draft, has_checkpoint, open_attempts, run_attempts
+from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.cleanup import clean_up
 from trainyard_operator.decide.deletion import DELETION_BLOCKED, deletion_said
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.execution import end_facts, ending, observe, supervise
 from trainyard_operator.decide.failure import End as AttemptEnd
 from trainyard_operator.decide.failure import classify_end
+from trainyard_operator.decide.jobs import has_checkpoint, open_attempts, run_attempts
 from trainyard_operator.decide.model import (
     Action,
     CreateHeadless,
@@ -125,13 +126,14 @@ def _step(case: Case, draft: Draft) -> Draft:
     if seen := _contradiction(case, draft.status):
         return draft.say(JobState.UNSPECIFIED, "Contradiction", seen)
     for attempt in open_attempts(draft.status):
-        draft = observe(case, draft, attempt)
-        (observed,) = open_attempts(draft.status)
-        end = _end_of(case, draft, observed)
+        seen = observe(case, draft, attempt)
+        (observed,) = open_attempts(seen.status)
+        end = _end_of(case, seen, observed)
         if end is None:
-            return restarted(case, draft, observed) or supervise(case, draft, observed)
-        settled = settle(case, draft, observed, end)
+            return restarted(case, seen, observed) or supervise(case, seen, observed)
+        settled = settle(case, seen, observed, end)
         if end.cause is Cause.COMPLETED and not _is_published(case, settled.status):
+            # The version first; then one write says how the attempt went, that it is over, and that the job has succeeded.
             return replace(draft, publishing=settled.status)
         draft = settled
     if draft.status.state in TERMINAL:
@@ -166,6 +168,8 @@ def _end_of(case: Case, draft: Draft, attempt: Attempt) -> AttemptEnd | None:
         cause, message = wanted
         return AttemptEnd(cause, message, end_time=case.now)
     end = classify_end(end_facts(case, draft, attempt))
+    if end is None and case.job_of(attempt) is None and attempt.job_uid is None and _is_published(case, draft.status):
+        return AttemptEnd(Cause.COMPLETED, "Trained.", end_time=case.now)  # its Job was deleted since
     if end is not None and end.cause is not Cause.COMPLETED and _is_published(case, draft.status):
         # Its record was read, for the version was written from it, and went before the job's status was written.
         return AttemptEnd(Cause.COMPLETED, "Trained.", end_time=end.end_time, exit_code=end.exit_code)
@@ -235,7 +239,7 @@ def _deleting(case: Case) -> JobPlan:
 
 def _events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[Note, ...]:
     """One Event for an attempt that ended, one for a training that will not end in time, and one for a new state or a new reason
-    within it."""
+    within it, the steps of an attempt that starts as it should not among them."""
     ended = (attempt for attempt in new.attempts if attempt.end_time and attempt not in old.attempts)
     # That the last one completed is what the job's success says.
     notes = tuple(_ended(attempt) for attempt in ended if new.state is not JobState.SUCCEEDED)
@@ -244,6 +248,8 @@ def _events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[Note, ...]:
     )
     if (old.state, old.reason) == (new.state, new.reason) or (notes and new.state is JobState.RERUN):
         return notes
+    if old.state is new.state is JobState.PREPARING and not {old.reason, new.reason} & BLOCKED_REASONS:
+        return notes  # a step on its way, which the status shows
     bad = new.state in (JobState.FAILED, JobState.UNSPECIFIED) or new.reason in BLOCKED_REASONS | {DELETION_BLOCKED}
     reason = new.state.value if new.state is not old.state else new.reason or new.state.value
     return (*notes, Note(reason, new.message or "", warning=bad))

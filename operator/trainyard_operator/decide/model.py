@@ -23,7 +23,7 @@ or `.result` change, never on mere progress.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainyard_api.execution import Execution, Instance
 from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
@@ -31,6 +31,9 @@ from trainyard_api.run import RunSpec
 from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
 from trainyard_api.trainingjob import Attempt, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
+
+if TYPE_CHECKING:
+    from trainyard_operator.decide.tally import Tally
 
 TRAINER_CONTAINER = "trainer"
 MAX_ATTEMPT_NUMBER = 999
@@ -144,10 +147,6 @@ class AttemptJob:
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     owner_uid: str | None = None
     suspended: bool = False
-    active: int = 0
-    failed: int = 0
-    succeeded: int = 0
-    terminating: int = 0
     start_time: datetime | None = None
     conditions: tuple[ObjectCondition, ...] = ()
 
@@ -276,6 +275,9 @@ class Defaults:
     """A node that is silent this long is lost, and so are the attempts on it."""
     overdue_seconds: int = 60
     """A deleted pod that is still there this long after its grace is lost when its node is not ready or unknown."""
+    settled_seconds: int = 2
+    """How long a trainer that was started cold runs before that is written: it imports PyTorch first and reports nothing, and one that
+    ends sooner costs a write less."""
     queue_refresh_seconds: int = 30
     """Queue positions are written at most this often."""
 
@@ -324,7 +326,7 @@ class JobSnapshot:
     now: datetime
     job: JobView
     service: ServiceView | None = None
-    """The service that the job names (`admission.service_name_of`), if it exists."""
+    """The service that the job names (`jobs.service_name_of`), if it exists."""
     queue: QueuePlace = field(default_factory=QueuePlace)
     jobs: tuple[AttemptJob, ...] = ()
     """Every batch/v1 Job labelled with this job's name, and those with the name of one of its attempts."""
@@ -353,10 +355,9 @@ class ServiceSnapshot:
 
     now: datetime
     service: ServiceView
-    jobs: tuple[JobView, ...] = ()
-    """Every TrainingJob whose service it is (`admission.service_name_of`)."""
-    pods: tuple[AttemptPod, ...] = ()
-    """Every pod labelled with the service, those of deleted jobs too."""
+    tally: "Tally"
+    """Of every TrainingJob whose service it is (`jobs.service_name_of`), and of every pod labelled with the service, those of
+    deleted jobs too. The caches keep one for each service and go on changing it: it is read at once."""
     standby_jobs: tuple[AttemptJob, ...] = ()
     """Every batch/v1 Job of the service that is labelled as standby."""
     standby_template: str = ""
@@ -526,7 +527,9 @@ class ServicePlan:
     """The whole new status; `admission.revision` is raised when the batch changed. The write tests the observed
     `admission.revision`."""
     wake: tuple[str, ...] = ()
-    """Names of the jobs of the batch: to be reconciled after the write."""
+    """Names of the jobs that are new in the batch: to be reconciled after the write."""
+    misplaced: tuple[str, ...] = ()
+    """Names of waiting jobs whose status shows another place than they have: to be reconciled now and then."""
     actions: tuple[CreateStandby | DeleteJob, ...] = ()
     events: tuple[Note, ...] = ()
     look_again_at: datetime | None = None

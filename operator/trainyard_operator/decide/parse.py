@@ -40,11 +40,14 @@ def parse_time(text: str | None) -> datetime | None:
     return time if time.year > 1970 else None
 
 
-def parse_job(body: Body) -> JobView:
-    """A TrainingJob. Raises pydantic's ValidationError when a newer version wrote what this one cannot read."""
+def parse_job(body: Body, old: JobView | None = None) -> JobView:
+    """A TrainingJob; of the same generation as `old` it has the same spec. Raises pydantic's ValidationError when a newer version
+    wrote what this one cannot read."""
+    metadata = _metadata(body)
+    known = old is not None and (old.metadata.uid, old.metadata.generation) == (metadata.uid, metadata.generation)
     return JobView(
-        _metadata(body),
-        TrainingJobSpec.model_validate(body["spec"]),
+        metadata,
+        old.spec if old is not None and known else TrainingJobSpec.model_validate(body["spec"]),
         TrainingJobStatus.model_validate(body.get("status") or {}),
     )
 
@@ -84,10 +87,6 @@ def parse_attempt_job(body: Body) -> AttemptJob:
         labels=_labels(body),
         owner_uid=_owner(body).get("uid"),
         suspended=bool(_part(body, "spec").get("suspend")),
-        active=status.get("active") or 0,
-        failed=status.get("failed") or 0,
-        succeeded=status.get("succeeded") or 0,
-        terminating=status.get("terminating") or 0,
         start_time=parse_time(status.get("startTime")),
         conditions=_conditions(status),
     )

@@ -9,16 +9,16 @@ from trainyard_api.trainingjob import Attempt, Current, End, JobState
 from trainyard_api.trainingservice import StandbyInstance
 
 from trainyard_operator.decide import budget
-from trainyard_operator.decide.admission import admitted, entry_of, is_new, is_ready, next_attempt
+from trainyard_operator.decide.admission import SHOWN_POSITIONS, admitted, entry_of
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import QUIET, supervise
+from trainyard_operator.decide.jobs import is_new, is_ready, next_attempt
 from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER
 from trainyard_operator.decide.scaling import capacity
 from trainyard_operator.decide.settle import finished
 from trainyard_operator.decide.start import blocker
 from trainyard_operator.decide.versions import with_version
 
-SHOWN_POSITIONS = 20
 NEXT = timedelta(seconds=1)
 """When a job whose batch is about to be written looks again, should that fail."""
 
@@ -79,8 +79,6 @@ def _has_entry(case: Case, draft: Draft) -> bool:
 def _waiting(case: Case, draft: Draft) -> Draft:
     status, place = draft.status, case.snapshot.queue
     shown = place.position if place.position and place.position <= SHOWN_POSITIONS else None
-    if shown is not None:
-        draft = draft.look_at(case.now + timedelta(seconds=case.snapshot.defaults.queue_refresh_seconds))
     return draft.set(
         queued_time=status.queued_time or case.now,
         queue_position=shown,

@@ -11,9 +11,9 @@ from math import ceil
 
 from trainyard_api.trainingjob import JobState
 
-from trainyard_operator.decide.admission import WAITING
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, Subject, diagnose_denial
+from trainyard_operator.decide.jobs import WAITING
 from trainyard_operator.decide.model import (
     Action,
     CreateHeadless,

@@ -9,10 +9,10 @@ from datetime import timedelta
 from trainyard_api.report import ExitCode, Phase
 from trainyard_api.trainingjob import Attempt, AttemptResult, Cause, Current, JobState
 
-from trainyard_operator.decide.admission import next_attempt
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import ending, pods_of
 from trainyard_operator.decide.failure import End
+from trainyard_operator.decide.jobs import next_attempt
 from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER
 from trainyard_operator.decide.retry import Then, follow_up
 from trainyard_operator.decide.settle import settle

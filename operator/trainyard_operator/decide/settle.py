@@ -6,8 +6,9 @@ from trainyard_api.report import Phase
 from trainyard_api.status import Metrics
 from trainyard_api.trainingjob import Attempt, AttemptResult, Cause, JobState, Progress, TrainingJobStatus
 
-from trainyard_operator.decide.case import Case, Draft, has_checkpoint
+from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.failure import End
+from trainyard_operator.decide.jobs import has_checkpoint
 from trainyard_operator.decide.retry import Count, FollowUp, Then, follow_up
 from trainyard_operator.decide.versions import with_version
 from trainyard_operator.status import final_summary

@@ -130,15 +130,15 @@ def take(
 
 def _taken(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...]) -> set[str]:
     names = {entry.standby.job_name for entry in batch if entry.standby}
-    for job in snapshot.jobs:
-        names |= {a.job_name for a in job.status.attempts if a.standby and a.end_time is None}
+    for share in snapshot.tally.active.values():
+        names.update(share.standby)
     return names
 
 
 def _seen(snapshot: ServiceSnapshot, name: str) -> _Seen:
     job = next((job for job in snapshot.standby_jobs if job.metadata.name == name), None)
     uid = job.metadata.uid if job else None
-    return _Seen(name, job, next((pod for pod in snapshot.pods if uid and pod.owner_uid == uid), None))
+    return _Seen(name, job, snapshot.tally.standby_pods.get(uid or ""))
 
 
 def _instance(each: _Seen) -> StandbyInstance:

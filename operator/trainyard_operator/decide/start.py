@@ -13,7 +13,8 @@ from trainyard_api.trainingjob import Attempt, TrainingJobStatus, Weights
 from trainyard_api.trainingservice import TrainingServiceSpec, default_service_name
 
 from trainyard_operator.decide import budget
-from trainyard_operator.decide.case import Case, run_attempts
+from trainyard_operator.decide.case import Case
+from trainyard_operator.decide.jobs import run_attempts
 from trainyard_operator.decide.model import CreateHeadless, CreateJob, CreateService, Metadata, VersionView
 
 MAX_SERVICE_NAME = 50

@@ -7,7 +7,8 @@ from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus, Ver
 from trainyard_api.storage import manifest_uri, run_uri, version_name, version_uri
 from trainyard_api.trainingjob import Cause, JobState, TrainingJobStatus
 
-from trainyard_operator.decide.case import Case, Draft, run_attempts
+from trainyard_operator.decide.case import Case, Draft
+from trainyard_operator.decide.jobs import run_attempts
 from trainyard_operator.decide.model import Action, CreateVersion, VersionPlan, VersionView, WriteVersionStatus
 from trainyard_operator.status import metric_word, render_version, text
 

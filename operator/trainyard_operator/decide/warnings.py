@@ -7,7 +7,8 @@ from trainyard_api.resolve import planned_drain
 from trainyard_api.status import Warning_
 from trainyard_api.trainingjob import Attempt, TrainingJobStatus
 
-from trainyard_operator.decide.case import Case, open_attempts
+from trainyard_operator.decide.case import Case
+from trainyard_operator.decide.jobs import open_attempts
 from trainyard_operator.status import text
 
 TOO_SLOW = "TooSlow"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from trainyard_api.trainingjob import JobState
 from trainyard_operator.decide import admission
-from trainyard_operator.decide.admission import Slot
 from trainyard_operator.decide.model import NodeView
+from trainyard_operator.decide.tally import Slot
 
 from tests.operator.decide.world import World
 
@@ -26,8 +26,9 @@ def world_with(*names: str, priorities: dict[str, int] | None = None, **service:
 
 
 def batch(world: World) -> list[str]:
-    made = admission.next_admission(world.service_snapshot(SERVICE))
-    return [entry.name for entry in made.jobs]
+    snapshot = world.service_snapshot(SERVICE)
+    kept = admission.pending(snapshot)
+    return [entry.name for entry in kept] + [entry.name for entry, _ in admission.picked(snapshot, kept)]
 
 
 def test_the_oldest_start_first_as_many_as_there_are_instances():
@@ -297,3 +298,14 @@ def test_scaling_down_ends_nobody_where_it_waits():
     world.serve(SERVICE, scaling={"maxInstances": 0, "onScaleDown": "Wait"})
     world.settle()
     assert ended(world) == []
+
+
+def test_the_places_that_have_changed_are_those_of_the_first_twenty_and_of_who_was_one():
+    names = [f"j{n:02}" for n in range(22)]
+    world = world_with(*names, scaling={"maxInstances": 0})
+    world.settle()
+    assert admission.misplaced(world.service_snapshot(SERVICE)) == ()
+    world.apply("first", policy={"priority": 5})
+    assert admission.misplaced(world.service_snapshot(SERVICE)) == tuple(names[:20])
+    world.settle()
+    assert [world.status(name).queue_position for name in ("first", "j00", "j18", "j19")] == [1, 2, 20, None]

@@ -9,7 +9,7 @@ from trainyard_api.modelversion import VersionState
 from trainyard_api.report import Outcome, Phase, Result
 from trainyard_api.status import Warning_
 from trainyard_api.trainingjob import Cause, JobState, TrainingJobStatus
-from trainyard_operator.decide import lifecycle
+from trainyard_operator.decide import execution, lifecycle
 from trainyard_operator.decide.model import (
     CreateJob,
     CreateVersion,
@@ -328,12 +328,30 @@ def test_a_pod_starts_with_a_backstop_and_gets_its_exact_deadline_when_it_runs()
     world.settle()
     pod = world.live_pod("cells")
     assert pod
+    assert pod.active_deadline_seconds == 900 + 3600, "what is over within moments needs no other"
+    assert world.reconcile("cells").look_again_at == world.now + execution.EXACT
+    world.tick(execution.EXACT.total_seconds())
+    world.settle()
+    pod = world.live_pod("cells")
+    assert pod
     assert pod.active_deadline_seconds == 40 + 3600
+
+
+def test_a_short_execution_gets_its_exact_deadline_while_it_runs():
+    world = at("preparing", policy={"timeoutSeconds": 10})
+    world.run("cells")
+    world.settle()
+    world.tick(5)
+    world.settle()
+    pod = world.live_pod("cells")
+    assert pod
+    assert pod.active_deadline_seconds == 10
 
 
 def test_a_service_that_is_changed_or_deleted_does_not_change_the_time_of_what_runs():
     world = at("running")
     world.serve(SERVICE, execution={"timeoutSeconds": 60})
+    world.tick(execution.EXACT.total_seconds())
     world.settle()
     pod = world.live_pod("cells")
     assert pod
@@ -860,11 +878,10 @@ def test_a_condition_s_time_changes_with_its_status_only():
     assert changed == {"Running"}
 
 
-def test_every_step_of_a_life_is_one_event():
+def test_every_state_of_a_life_is_one_event():
     world = at("done")
     assert [note.reason for name, note in world.notes if name == "cells"] == [
         "Preparing",
-        "Started",
         "Running",
         "Succeeded",
     ]

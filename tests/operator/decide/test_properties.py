@@ -15,13 +15,17 @@ from trainyard_operator.decide import admission, lifecycle
 from trainyard_operator.decide.budget import charged_seconds
 from trainyard_operator.decide.model import (
     LABEL_STANDBY,
+    AttemptPod,
     BudgetSnapshot,
+    Defaults,
     JobPlan,
     JobSnapshot,
+    JobView,
     NodeView,
     ObjectCondition,
     ServiceSnapshot,
 )
+from trainyard_operator.decide.tally import Tally, slot_of
 from trainyard_operator.status import TERMINAL
 
 from tests.operator.decide.world import World
@@ -39,7 +43,7 @@ Event = Callable[[], object]
 class Play:
     """Three jobs, two slots, and a leader that may die before any step while an older one wakes up with what it knew."""
 
-    world: World = field(default_factory=World)
+    world: World = field(default_factory=lambda: World(defaults=Defaults()))
     old_jobs: list[JobSnapshot] = field(default_factory=list)
     old_services: list[ServiceSnapshot] = field(default_factory=list)
     old_budgets: list[BudgetSnapshot] = field(default_factory=list)
@@ -52,6 +56,9 @@ class Play:
     used: dict[tuple[str, int, int], int] = field(default_factory=dict)
     """Training time that each ended attempt counts with."""
     reserved: set[Reservation] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
+    """Of the service, kept as its jobs and pods change."""
+    counted: dict[str, JobView | AttemptPod] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         execution = {
@@ -186,6 +193,7 @@ class Play:
 
     def check(self) -> None:
         world = self.world
+        self._sums_are_right()
         taken = admission.occupied(world.service_snapshot(SERVICE))
         if self.lost:
             # A pod of a deleted job that came back with its lost node may count again; nothing can be done about it.
@@ -193,7 +201,7 @@ class Play:
         assert len(taken) <= CAPACITY, f"slots over capacity: {taken}"
         made = Counter((c.run.uid, c.attempt.run, c.attempt.number) for c in world.created)
         assert self.deleted or all(count == 1 for count in made.values()), f"an attempt was made twice: {made}"
-        live = {(admission.slot_of(pod), pod.owner_uid) for pod in world.pods.values() if not pod.over}
+        live = {(slot_of(pod), pod.owner_uid) for pod in world.pods.values() if not pod.over}
         assert len(live) == len({slot for slot, _ in live}), f"an attempt lives twice: {live}"
         for name, job in world.jobs.items():
             status = job.status
@@ -213,6 +221,28 @@ class Play:
             total = world.budgets["team"].spec.training_minutes * 60
             assert sum(r.seconds for r in team.reservations) + team.used_seconds <= total, "more than there is"
         self.reserved = held
+
+    def _sums_are_right(self) -> None:
+        """What is kept as things come and go is what adding up everything anew gives."""
+        jobs = {job.metadata.uid: job for job in self.world.jobs.values()}
+        pods = {pod.metadata.uid: pod for pod in self.world.pods.values()}
+        for uid, old in self.counted.items():
+            if isinstance(old, JobView) and uid not in jobs:
+                self.tally.drop_job(old)
+            new = pods.get(uid)
+            if isinstance(old, AttemptPod) and (new is None or new.labels != old.labels):
+                self.tally.drop_pod(old)
+        for job in jobs.values():
+            self.tally.put_job(job)
+        for pod in pods.values():
+            self.tally.put_pod(pod)
+        self.counted = {**jobs, **pods}
+        anew = Tally(jobs.values(), pods.values())
+        for name in ("held", "active", "suspects", "standby_pods", "waiting", "running", "starting", "queue_length"):
+            assert getattr(self.tally, name) == getattr(anew, name), name
+        assert list(self.tally.queue()) == list(anew.queue())
+        assert {pod.metadata.uid for pod in self.tally.orphans()} == {pod.metadata.uid for pod in anew.orphans()}
+        assert self.tally.oldest_reset() == anew.oldest_reset()
 
     def _final_is_final(self, name: str) -> None:
         job = self.world.jobs[name]

@@ -14,6 +14,7 @@ from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatu
 from trainyard_api.trainingjob import Progress, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 from trainyard_operator.decide import admission, budget, lifecycle, service
+from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
     LABEL_COMPLETION_INDEX,
@@ -55,6 +56,7 @@ from trainyard_operator.decide.model import (
     Waiting,
     WriteVersionStatus,
 )
+from trainyard_operator.decide.tally import Tally
 
 NAMESPACE = "vision"
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -83,7 +85,7 @@ class World:
     notes: list[tuple[str, Note]] = field(default_factory=list)
     created: list[CreateJob] = field(default_factory=list)
     refusals: tuple[Refusal, ...] = ()
-    defaults: Defaults = field(default_factory=Defaults)
+    defaults: Defaults = field(default_factory=lambda: Defaults(settled_seconds=0))
     template: str = "one"
     """Digest of what standby pods are made of."""
     uids: int = 0
@@ -128,7 +130,7 @@ class World:
 
     def snapshot(self, name: str) -> JobSnapshot:
         job = self.jobs[name]
-        view = self.services.get(admission.service_name_of(job.spec))
+        view = self.services.get(service_name_of(job.spec))
         return JobSnapshot(
             now=self.now,
             job=job,
@@ -153,8 +155,10 @@ class World:
         return ServiceSnapshot(
             now=self.now,
             service=self.services[name],
-            jobs=tuple(job for job in self.jobs.values() if admission.service_name_of(job.spec) == name),
-            pods=tuple(pod for pod in self.pods.values() if pod.labels.get(LABEL_SERVICE) == name),
+            tally=Tally(
+                (job for job in self.jobs.values() if service_name_of(job.spec) == name),
+                (pod for pod in self.pods.values() if pod.labels.get(LABEL_SERVICE) == name),
+            ),
             standby_jobs=tuple(
                 job
                 for job in self.attempt_jobs.values()
@@ -337,7 +341,7 @@ class World:
         labels = {
             LABEL_JOB: job.metadata.name,
             LABEL_JOB_UID: job.metadata.uid,
-            LABEL_SERVICE: admission.service_name_of(job.spec),
+            LABEL_SERVICE: service_name_of(job.spec),
             LABEL_RUN: str(action.attempt.run),
             LABEL_ATTEMPT: str(action.attempt.number),
         }

@@ -16,6 +16,7 @@ from trainyard_operator.cluster import JOBS, PODS, TRAINING_JOBS, TRAINING_SERVI
 Object = dict[str, Any]
 IMAGE = "bench/trainer:1"
 SERVICE = "bench"
+PROBE_PORT = 18080
 
 
 class System:
@@ -90,6 +91,8 @@ class Trainyard(System):
             yield "succeeded"
         elif state in ("Failed", "Aborted", "Unspecified"):
             yield "failed"
+        elif state == "Queued":
+            yield "queued"
 
     def setup(self) -> list[tuple[Resource, Object]]:
         spec = {
@@ -113,7 +116,7 @@ def operator_process(kubeconfig: Path, log: Path, **settings: str) -> Iterator[s
     own = {
         "namespace": "default",
         "probe_host": "127.0.0.1",
-        "probe_port": "18080",
+        "probe_port": str(PROBE_PORT),
         "intake_host": "127.0.0.1",
         "intake_port": "18443",
         "intake_url": "https://127.0.0.1:18443",

@@ -12,7 +12,7 @@ Kopf runs the watches. Taking an event in does nothing but change the caches and
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -97,7 +97,7 @@ class Watch:
         for resource in (JOBS, PODS):
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = LABEL_SERVICE
 
-    def heard(self, cache: Cache[Any], event: Object) -> None:
+    def heard(self, cache: Cache[Any], event: Mapping[str, Any]) -> None:
         """Take in one event of a watch. Never raises: what is wrong with one object must not stop the others."""
         self.alive(cache.resource.plural)
         if event["type"] == "BOOKMARK":

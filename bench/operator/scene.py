@@ -1,0 +1,113 @@
+"""One system on the ground, watched while objects are applied to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import aiohttp
+from ground import NAMESPACE
+from observe import Stamps, Usage, follow, percentiles, resident_bytes, usage
+from systems import CHILDREN, System, child_marks
+from trainyard_operator.cluster import Cluster
+
+CLIENTS = 16
+Object = dict[str, Any]
+
+
+class Scene:
+    """One system on the ground, watched."""
+
+    def __init__(self, api: Cluster, system: System, pids: dict[str, int]) -> None:
+        self.api, self.system, self.pids = api, system, pids
+        self.stamps = Stamps()
+        self.applied: dict[str, float] = {}
+        self._watches: list[asyncio.Task[None]] = []
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=api.ssl_context, limit=CLIENTS),
+            headers={"Content-Type": "application/json"},
+        )
+
+    async def __aenter__(self) -> Scene:
+        system, stamps = self.system, self.stamps
+        for resource in CHILDREN:
+            if resource != system.unit:
+                self._start(follow(self.api, resource, NAMESPACE, child_marks, system.unit_of, stamps))
+
+        def marks(obj: Object) -> list[str]:
+            return [*system.marks(obj), *(child_marks(obj) if obj["kind"] == "Job" else ())]
+
+        self._start(follow(self.api, system.unit, NAMESPACE, marks, lambda obj: obj["metadata"]["name"], stamps))
+        await asyncio.sleep(0.5)
+        return self
+
+    def _start(self, watch: Any) -> None:
+        self._watches.append(asyncio.create_task(watch))
+
+    async def __aexit__(self, *_: object) -> None:
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await self._session.close()
+
+    async def apply(self, name: str) -> None:
+        """Create one object; its time begins when the API server has answered."""
+        url = self.api.server + self.system.unit.path(NAMESPACE)
+        async with self._session.post(url, data=json.dumps(self.system.body(name))) as answer:
+            answer.raise_for_status()
+            await answer.read()
+            self.applied[name] = time.perf_counter()
+
+    async def burst(self, prefix: str, count: int, seconds: float) -> Object:
+        """`count` objects as quickly as `CLIENTS` connections take them, until all have succeeded."""
+        before, began = await usage(self.api, self.pids), time.perf_counter()
+        names = iter([f"{prefix}-{number}" for number in range(count)])
+
+        async def client() -> None:
+            for name in names:
+                await self.apply(name)
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+        applied = time.perf_counter()
+        await self.stamps.until("succeeded", count, seconds)
+        cost = (await usage(self.api, self.pids)).since(before)
+        marks = {"applied": applied - began}
+        for state in ("job", "pod running", "pod ended", "job ended", "succeeded"):
+            times = sorted(self.stamps.seen.get(state, {}).values())
+            if times:
+                marks |= {state: times[-1] - began, f"{state}, median": times[len(times) // 2] - began}
+        failed = len(self.stamps.seen.get("failed", {}))
+        return {"count": count, "failed": failed, "seconds": rounded(marks)} | per_object(cost, count) | self.memory()
+
+    async def steady(self, prefix: str, rate: float, seconds: float) -> Object:
+        """`rate` objects a second; milliseconds from each create's answer to its Job and to its pod running."""
+        before, count = await usage(self.api, self.pids), round(rate * seconds)
+        began, known = time.perf_counter(), len(self.stamps.seen.get("succeeded", {}))
+        tasks = []
+        for number in range(count):
+            await asyncio.sleep(max(began + number / rate - time.perf_counter(), 0))
+            tasks.append(asyncio.create_task(self.apply(f"{prefix}-{number}")))
+        await asyncio.gather(*tasks)
+        await self.stamps.until("succeeded", known + count, 600)
+        cost = (await usage(self.api, self.pids)).since(before)
+        begun = {name: at for name, at in self.applied.items() if name.startswith(prefix + "-")}
+        latencies = {state: percentiles(self.stamps.after(begun, state)) for state in ("job", "pod running")}
+        return {"count": count, "rate": rate, "milliseconds": latencies} | per_object(cost, count) | self.memory()
+
+    def memory(self) -> Object:
+        return {"operatorMiB": round(resident_bytes(self.pids["operator"]) / 2**20)} if "operator" in self.pids else {}
+
+
+def per_object(cost: Usage, count: int) -> Object:
+    """CPU milliseconds and requests per applied object, and CPU seconds that others took."""
+    return {
+        "cpuMillisecondsPerObject": {name: round(1000 * used / count, 1) for name, used in cost.cpu.items()},
+        "requestsPerObject": round(cost.requests / count, 1),
+        "foreignCPUSeconds": round(cost.foreign, 1),
+    }
+
+
+def rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in values.items()}

@@ -112,6 +112,10 @@ bench-train: setup ## training speed against torchvision's SSDLite, and the work
 bench-catalogue: setup ## training speed of every architecture that may train on a CPU
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/catalogue.py
 
+.PHONY: bench-life
+bench-life: setup ## start of a trainer, an evaluation beside training, and its stop with the checkpoint on S3
+	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/life.py
+
 .PHONY: bench-ddp
 bench-ddp: setup ## two processes against one with two threads
 	@$(BIN)/python bench/trainer/ddp.py

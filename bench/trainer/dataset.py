@@ -128,7 +128,7 @@ def check(folder: Path, objects: int, rounds: int) -> dict[str, Any]:
 def prefix(folder: Path, objects: int, rounds: int) -> dict[str, Any]:
     """Raw: all pages of the listing, then every object by `get_object` on 16 threads. Ours: the survey without pictures, and the fetch."""
     path = made(folder, objects // OBJECTS_PER_IMAGE, (640, 480))
-    with server() as (client, storage):
+    with server() as (client, storage, _):
         client.create_bucket(Bucket="bench")
         with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(8) as pool:
             list(
@@ -172,7 +172,7 @@ def transfer(folder: Path, mib: int, rounds: int) -> dict[str, Any]:
     size, expected = path.stat().st_size, _sha256(path)
     target = folder / "fetched.zip"
     classic = TransferConfig(multipart_chunksize=8 << 20, max_concurrency=8, preferred_transfer_client="classic")
-    with server() as (client, storage):
+    with server() as (client, storage, _):
         client.create_bucket(Bucket="bench")
         client.upload_file(str(path), "bench", "large.zip", Config=TransferConfig(multipart_chunksize=64 << 20))
         path.unlink()
@@ -299,8 +299,8 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[s
 
 
 @contextmanager
-def server() -> Iterator[tuple[Any, Storage]]:
-    """A client of boto3's own and ours, for a fresh S3 server."""
+def server() -> Iterator[tuple[Any, Storage, dict[str, str]]]:
+    """A client of boto3's own and ours, for a fresh S3 server, and its address and keys as variables of the environment."""
     from devcluster.s3 import S3Credentials
 
     with socket.socket() as probe:
@@ -333,8 +333,10 @@ def server() -> Iterator[tuple[Any, Storage]]:
                 config=Config(s3={"addressing_style": "path"}, max_pool_connections=32),
             )
             names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
-            known = dict(zip(names, (keys.access_key_id, keys.secret_access_key, endpoint), strict=True))
-            yield client, Storage(known, source="the bench")
+            known: dict[str, str] = dict(
+                zip(names, (keys.access_key_id, keys.secret_access_key, endpoint), strict=True)
+            )
+            yield client, Storage(known, source="the bench"), known
         finally:
             process.terminate()
             process.wait(10)

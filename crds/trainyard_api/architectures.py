@@ -91,7 +91,7 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
     _detector(
         "yard-medium", 640, 8, 16, 1e-3, "our one-stage detector, for large pictures on GPUs",
-        parameters=19_522_284, gflops=31.2, width=3.0, depth=2.0, bf16_on_cpu=True,
+        parameters=19_522_284, gflops=31.2, cpu_speed=0.5, width=3.0, depth=2.0, bf16_on_cpu=True,
     ),
     _detector(
         "ssdlite320-mobilenet-v3", 320, 8, 32, 1e-3, "torchvision's SSDLite on MobileNetV3, for small devices",
@@ -100,7 +100,7 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
     _detector(
         "ssd300-vgg16", 320, 8, 32, 5e-4, "torchvision's SSD on VGG16",
-        parameters=26_285_486, gflops=70.5,
+        parameters=26_285_486, gflops=70.5, cpu_speed=0.2,
         module="zoo", source="ssd300_vgg16", backbone_source="vgg16", least_size=288, bf16_on_cpu=True,
     ),
     _detector(
@@ -115,7 +115,7 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
     _detector(
         "fasterrcnn-mobilenet-v3-fpn", 640, 4, 16, 2e-4, "torchvision's Faster R-CNN on MobileNetV3 with FPN",
-        parameters=18_970_004, gflops=12.7,
+        parameters=18_970_004, gflops=12.7, cpu_speed=0.6,
         module="rcnn", source="fasterrcnn_mobilenet_v3_large_fpn", backbone_source="mobilenet_v3_large",
     ),
     _detector(
@@ -144,6 +144,7 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
     _network(
         "efficientnet-v2-s", 384, 8, 32, 3e-4, "torchvision's EfficientNetV2 S", parameters=20_203_108, gflops=16.7,
+        cpu_speed=0.8,
     ),
     _network(
         "convnext-tiny", 224, 16, 64, 2e-4, "torchvision's ConvNeXt tiny; the most accurate image network here",

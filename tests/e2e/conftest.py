@@ -27,7 +27,7 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
             "memory": "2Gi",
             "template": {
                 "instance": {"gpus": 0},
-                "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+                "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "TRAINYARD_ONNX", "value": "0"}],
                 "scaling": {"maxInstances": 4},
                 "execution": {"drainSeconds": 60, "backoffSeconds": 1},
             },

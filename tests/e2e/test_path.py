@@ -19,7 +19,7 @@ FILES = {"model.safetensors", "model.onnx", "labels.txt", "metrics.json", "predi
 @pytest.fixture(scope="module")
 def trained(yard: Yard, shapes: bytes) -> dict[str, Any]:
     """The status of a job of three fields that was trained."""
-    yard.apply("plain", yard.put("plain.zip", shapes))
+    yard.apply("plain", yard.put("plain.zip", shapes), resources={"env": [{"name": "TRAINYARD_ONNX", "value": "1"}]})
     return yard.finished("plain")
 
 

@@ -180,3 +180,16 @@ async def test_a_dead_watch_a_stuck_queue_and_a_late_loop_are_found(watch: Watch
     assert len(found) == len(watch.watched)
     watch.alive("pods")
     assert not any("watch of pods" in trouble for trouble in health.troubles())
+
+
+async def test_jobs_that_are_alike_share_what_is_kept_of_them(watch: Watch):
+    condition = {"type": "Ready", "status": "False", "reason": "Waits", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    for number in range(2):
+        alike = job(number + 1, name=f"job-{number}", uid=f"u{number}", conditions=[condition], message=f"{number}")
+        watch.arrived(watch.caches.jobs, alike)
+    one, other = (watch.caches.jobs.get(("ns", f"job-{number}")) for number in range(2))
+    assert one
+    assert other
+    assert one.spec is other.spec
+    assert one.status.conditions[0] is other.status.conditions[0]
+    assert (one.status.message, other.status.message) == ("0", "1")

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
+from trainyard_api.status import Condition
 from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
 from trainyard_api.trainingjob import TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
@@ -47,9 +49,27 @@ def parse_job(body: Body, old: JobView | None = None) -> JobView:
     known = old is not None and (old.metadata.uid, old.metadata.generation) == (metadata.uid, metadata.generation)
     return JobView(
         metadata,
-        old.spec if old is not None and known else TrainingJobSpec.model_validate(body["spec"]),
-        TrainingJobStatus.model_validate(body.get("status") or {}),
+        old.spec if old is not None and known else _shared_spec(TrainingJobSpec.model_validate(body["spec"])),
+        _with_shared_conditions(TrainingJobStatus.model_validate(body.get("status") or {})),
     )
+
+
+# Thousands of jobs often differ in little more than their names, and specs and conditions are the most of what is kept of them.
+_SPECS: WeakValueDictionary[int, TrainingJobSpec] = WeakValueDictionary()
+_CONDITIONS: WeakValueDictionary[int, Condition] = WeakValueDictionary()
+
+
+def _shared_spec(spec: TrainingJobSpec) -> TrainingJobSpec:
+    """One object for equal specs."""
+    known = _SPECS.setdefault(hash(spec), spec)
+    return known if known == spec else spec
+
+
+def _with_shared_conditions(status: TrainingJobStatus) -> TrainingJobStatus:
+    """With one object for equal conditions."""
+    shared = ((c, _CONDITIONS.setdefault(hash(c), c)) for c in status.conditions)
+    kept = tuple(known if known == condition else condition for condition, known in shared)
+    return status.model_copy(update={"conditions": kept}) if kept else status
 
 
 def parse_service(body: Body) -> ServiceView:

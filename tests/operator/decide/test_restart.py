@@ -3,6 +3,9 @@
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase as Stage
+from hypothesis import strategies as st
 from trainyard_api.report import Phase
 from trainyard_api.trainingjob import AttemptResult, Cause, JobState
 from trainyard_operator.decide import admission, lifecycle
@@ -139,3 +142,52 @@ def test_a_lost_pod_frees_its_slot_whichever_attempt_it_names():
     assert world.status("cells").attempts[1].fenced
     taken = admission.occupied(world.service_snapshot(SERVICE))
     assert all(slot.attempt == 3 for slot in taken)
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 3)), max_size=14))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), phases=(Stage.explicit, Stage.generate)
+)
+def test_whatever_happens_around_a_crash(steps: list[tuple[int, int]]):
+    """An operator that dies before any of its writes, one that wakes up with what it knew, users, a node: a crash loses and doubles nothing."""
+    world = training(maxAttempts=4)
+    old = [world.snapshot("cells")]
+
+    def one_step(which: int, n: int) -> None:
+        job, pod = world.jobs["cells"], world.live_pod("cells")
+        runs = pod is not None and pod.trainer is not None and pod.trainer.running
+        match which:
+            case 0 | 1 if runs:
+                world.report("cells", Phase.RESTARTING, result=CRASHED, checkpointStep=40)
+            case 2:
+                world.reconcile("cells", crash_before=(None, 0, 1, 2)[n])
+            case 3:
+                world.settle()
+            case 4:
+                old.append(world.snapshot("cells"))
+            case 5:
+                world.carry_out_plan(old[n % len(old)])
+            case 6 if n == 0:
+                world.apply("cells", suspend=not job.spec.suspend)
+            case 6:
+                world.tick((1, 30, 200)[n - 1])
+            case 7 if runs and n < 2:
+                world.end("cells", (1, 137)[n])
+            case 8 if pod is not None and pod.node is None:
+                world.run("cells")
+            case 8:
+                world.kubelet()
+            case _:
+                pass
+
+    for which, n in [(0, 0), *steps]:
+        one_step(which, n)
+        status = world.status("cells")
+        assert len(admission.occupied(world.service_snapshot(SERVICE))) <= 1
+        assert sum(a.end_time is None for a in status.attempts) <= 1
+        assert (status.charged_attempts or 0) == sum(bool(a.charged) for a in status.attempts) <= 4
+        assert status.state is not JobState.UNSPECIFIED, status.message
+        assert [a.number for a in status.attempts] == list(range(1, len(status.attempts) + 1))
+        processes = [(a.job_uid, a.process) for a in status.attempts if a.job_uid]
+        assert len(set(processes)) == len(processes), "two attempts are the same process"
+        assert sum(not p.over for p in world.pods.values()) <= 1, "two pods train"

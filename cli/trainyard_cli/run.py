@@ -91,6 +91,8 @@ def spec_here(job: dict[str, Any], dataset: str | None, to: str | None, rerun: i
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CLIError(f"{name}: spec.{where}: {first['msg']}.") from error
+    # This machine is one node. The batch is that of all, so the steps are the same.
+    checked = checked.model_copy(update={"resources": checked.resources.model_copy(update={"nodes": 1})})
     uid = _uid(name, wanted)
     number = rerun if rerun is not None else checked.rerun
     storage = Storage.open("/secrets", "output")

@@ -40,6 +40,11 @@ def test_the_spec_is_the_operators_with_its_defaults(tmp_path: Path) -> None:
     assert spec.uid != spec_here(job(training={"steps": 3}), "data.zip", str(tmp_path), None).uid
 
 
+def test_this_machine_is_one_node(tmp_path: Path) -> None:
+    spec = spec_here(job(resources={"nodes": 4}), "data.zip", str(tmp_path), None)
+    assert (spec.nodes, spec.rendezvous) == (1, None)
+
+
 def test_an_earlier_attempt_is_gone_on_from_and_a_version_is_not_made_twice(tmp_path: Path) -> None:
     spec = spec_here(job(), "data.zip", str(tmp_path), None)
     checkpoint = Path(spec.attempt_uri.removeprefix("file://")) / "checkpoints" / "latest.json"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from trainyard_api.execution import Execution, Instance
@@ -45,14 +46,14 @@ class Case:
     def service_name(self) -> str:
         return service_name_of(self.snapshot.job.spec)
 
-    @property
+    @cached_property
     def execution(self) -> Execution:
         """The service's way of running, with the job's overrides; the API's defaults while there is no service."""
         if self.snapshot.service is None:
             return self.snapshot.job.spec.policy.over(Execution())
         return resolved_execution(self.snapshot.job.spec, self.snapshot.service.spec)
 
-    @property
+    @cached_property
     def instance(self) -> Instance:
         if self.snapshot.service is None:
             return self.snapshot.job.spec.resources.over(Instance())

@@ -47,11 +47,14 @@ def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
     """What is known about the end of the attempt."""
     job = case.job_of(attempt)
     progress = draft.status.progress
-    found = diagnosis_of(case, attempt)
+    pods = pods_of(case, attempt)
+    # What has run, or is over, says more than why it did not start.
+    waits = not pods or not all(_has_run(pod) for pod in pods)
+    found = diagnosis_of(case, attempt) if waits else None
     return EndFacts(
         attempt=attempt,
         job=job,
-        pods=pods_of(case, attempt),
+        pods=pods,
         now=case.now,
         reported=progress.result if progress else None,
         nodes=case.snapshot.nodes,

@@ -42,9 +42,7 @@ def stop_state(status: TrainingJobStatus) -> JobState:
 def _next_state(case: Case, draft: Draft, closed: Attempt, end: End, follow: FollowUp) -> Draft:
     match follow.then:
         case Then.SUCCEED:
-            return draft.say(
-                JobState.RUNNING, "Publishing", "The version is in storage; its ModelVersion is being written."
-            )
+            return draft  # it has succeeded once its ModelVersion is Ready
         case Then.RETRY:
             again = case.now + follow.delay
             said = f"Attempt {closed.number} ended: {end.message} Attempt {closed.number + 1} follows"

@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 Key = TypeVar("Key")
 
 
+FAIR_TURN = 8
+"""Every so many turns the least urgent goes first, so that nobody waits for as long as the more urgent keep coming."""
+
+
 class Urgency(IntEnum):
     """Ends before starts: what has ended frees a slot and is what people wait for; who has only come can wait a little."""
 
@@ -39,6 +43,7 @@ class WorkQueue(Generic[Key]):
         self._ready: tuple[OrderedDict[Key, float], ...] = tuple(OrderedDict() for _ in Urgency)
         self._running: dict[Key, float] = {}  # key → loop time since when it runs
         self._again: dict[Key, Urgency] = {}  # added while running
+        self._turns = 0
         self._taken = 0.0  # loop time when a worker took a key last
         self._due: dict[Key, float] = {}  # key → loop time of its delayed add
         self._heap: list[tuple[float, int, Key]] = []
@@ -103,7 +108,9 @@ class WorkQueue(Generic[Key]):
                 raise
             finally:
                 self._waiters.discard(waiter)
-        key, _ = next(line for line in self._ready if line).popitem(last=False)
+        self._turns += 1
+        lines = self._ready if self._turns % FAIR_TURN else reversed(self._ready)
+        key, _ = next(line for line in lines if line).popitem(last=False)
         self._running[key] = self._taken = self._now()
         # Who runs now looks at everything and says itself when to look again.
         self._due.pop(key, None)

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
-from trainyard_operator.queue import WorkQueue
+from trainyard_operator.queue import Urgency, WorkQueue
 
 
 async def until(condition, seconds: float = 5.0) -> None:
@@ -155,3 +155,15 @@ async def test_a_cancelled_worker_does_not_swallow_a_wake_up(queue):
     while len(taken) < 2:
         taken.append(await asyncio.wait_for(queue.get(), 1))
     assert sorted(taken) == ["a", "b"]
+
+
+async def test_the_urgent_goes_first_and_the_others_get_their_turn(queue):
+    queue.add("new", Urgency.LOW)
+    for number in range(20):
+        queue.add(f"start-{number}")
+    queue.add("ended", Urgency.HIGH)
+    queue.add("start-19", Urgency.HIGH)
+    taken = [await queue.get() for _ in range(22)]
+    assert taken[:3] == ["ended", "start-19", "start-0"]
+    assert 3 < taken.index("new") < 10
+    assert len(set(taken)) == 22

@@ -165,6 +165,7 @@ class Reconciler:
         attempt: it takes its way, and is seen on it. So does a refusal, which that look puts into the status."""
         key = Key(Kind.JOB, job.metadata.namespace, job.metadata.name)
         undone: list[Action] = []
+        starts = any(isinstance(action, CreateJob) for action in actions)
         for action in actions:
             if waits_for(action, undone):
                 continue
@@ -179,7 +180,7 @@ class Reconciler:
                 changed = True
             else:
                 self._refusals.get(key, {}).pop((type(action).__name__, name_of(action)), None)
-            if changed and (undone or not isinstance(action, CreateVersion | CreateJob)):
+            if changed and (undone or not starts or not isinstance(action, CreateVersion | CreateJob)):
                 self._watch.queue.add(key, Urgency.HIGH)
 
     def _refused(self, key: Key, job: JobView, action: Action, error: ClusterError | ManifestError) -> None:

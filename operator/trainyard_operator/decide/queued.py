@@ -160,4 +160,6 @@ def _open(case: Case, draft: Draft) -> Draft:
         progress=None,
         summary=None,
     )
+    # The warm instance's Job and pod are found by the ledger: they are handed over by the next look.
+    draft = draft.look_at(case.now if warm else None)
     return supervise(case, with_version(case, draft), attempt)

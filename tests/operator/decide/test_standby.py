@@ -8,7 +8,7 @@ from trainyard_api.report import Phase
 from trainyard_api.trainingjob import Cause, JobState
 from trainyard_api.trainingservice import Scaling, ScalingType, Standby, TrainingServiceStatus
 from trainyard_operator.decide import admission, standby
-from trainyard_operator.decide.model import ObjectCondition
+from trainyard_operator.decide.model import HandOver, ObjectCondition
 
 from tests.operator.decide.world import World, job_spec, published
 
@@ -266,3 +266,12 @@ def test_a_repeated_look_changes_nothing():
     before = status(world)
     world.reconcile_service()
     assert status(world) == before
+
+
+def test_a_warm_instance_is_handed_over_by_the_look_that_follows_at_once():
+    world = warm_world()
+    world.apply("cells")
+    world.reconcile_service()
+    plan = world.reconcile("cells")
+    assert (world.status("cells").attempts[0].standby, plan.look_again_at) == (True, world.now)
+    assert any(isinstance(action, HandOver) for action in world.reconcile("cells").actions)

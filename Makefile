@@ -101,8 +101,12 @@ bench-apply: setup ## apply → Job created, apply → first training step
 	$(BIN)/python bench/operator/apply.py
 
 .PHONY: bench-operator
-bench-operator: setup ## a burst and a steady stream of jobs beside plain batch/v1 Jobs, on nodes of kwok (BENCH="--bursts 1000 5000", BENCH="--waiting 15000 --slots 100 --restart")
+bench-operator: setup ## a burst and a steady stream of jobs beside plain batch/v1 Jobs, on nodes of kwok (BENCH="--bursts 1000 5000 --check", BENCH="--waiting 15000 --slots 100 --restart")
 	$(BIN)/python bench/operator/burst.py $(BENCH)
+
+.PHONY: bench-intake
+bench-intake: setup ## reports a second on one core, and forged ones refused (ARGS="--rate 500 --seconds 20 --check")
+	@$(BIN)/python bench/operator/intake.py $(ARGS)
 
 .PHONY: bench-train
 bench-train: setup ## training speed against torchvision's SSDLite, and the work on data

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import boto3
 from observe import percentiles
+from rangespec import goals, missed, report
 from systems import operator_process
 from trainyard_operator.cluster import JOBS, NAMESPACES, SECRETS, TRAINING_JOBS, TRAINING_SERVICES, Cluster, Resource
 from trainyard_trainer.synth import write_zip
@@ -163,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--trainings", type=int, default=3)
+    parser.add_argument("--check", action="store_true", help="end with 1 when a goal of rangespec.yaml is missed")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -180,7 +182,10 @@ def main() -> None:
     print(f"{'milliseconds':<22}{'p50':>10}{'p99':>10}{'min':>10}{'max':>10}{'n':>6}")
     for name, row in result.items():
         print(f"{name:<22}{row['p50']:>10}{row['p99']:>10}{row['min']:>10}{row['max']:>10}{row['n']:>6}")
-    print(json.dumps({"benchmark": "apply", "unit": "ms", "load_average": os.getloadavg()[0]} | result))
+    verdicts = report(goals("apply"), result)
+    figures = {"benchmark": "apply", "unit": "ms", "load_average": os.getloadavg()[0]} | result
+    print(json.dumps(figures | {"goals": verdicts}))
+    sys.exit(options.check and missed(verdicts))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A burst of jobs, and a steady stream of them, side by side with plain batch/v1 Jobs: `make bench-operator`.
 
 The systems run one after the other, each on a fresh control plane with nodes and pods by kwok (a pod runs a second). Prints a
-table, and as the last line one JSON object. `foreignCPUSeconds` is what the rest of the machine used meanwhile: where it is not
-small, compare CPU and requests per object, not times.
+table, the runs that others disturbed, the goals of rangespec.yaml, and as the last line one JSON object. `foreignPercent` is how
+much of the machine the rest of it used meanwhile: where it is not small, compare CPU and requests per object, not times.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ground import Ground, ground
+from rangespec import goals, missed, report
+from results import disturbed, ratios, table
 from scene import Scene
 from systems import Plain, System, Trainyard
 from trainyard_operator.cluster import Cluster
@@ -51,37 +53,13 @@ async def run(ground: Ground, system: System, bursts: list[int], rate: float, se
         await api.close()
 
 
-def table(results: Object) -> None:
-    for case in dict.fromkeys(case for rows in results.values() for case in rows):
-        print(f"\n{case:<28}" + "".join(f"{name:>16}" for name in results))
-        flat = {name: dict(flattened(rows[case])) for name, rows in results.items() if case in rows}
-        for key in dict.fromkeys(key for row in flat.values() for key in row):
-            print(f"{key:<28}" + "".join(f"{row.get(key, ''):>16}" for row in flat.values()))
-
-
-def ratios(results: Object) -> None:
-    """How much longer than plain Jobs a burst takes to its end."""
-    floor = results.get("plain", {})
-    for name, rows in results.items():
-        for case, row in rows.items():
-            if name != "plain" and case.startswith("burst") and case in floor:
-                ratio = row["seconds"]["succeeded"] / floor[case]["seconds"]["succeeded"]
-                print(f"{case}: {name} takes {ratio:.2f} times as long as plain Jobs")
-
-
-def flattened(row: Object, prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in row.items():
-        items += flattened(value, f"{key}: ") if isinstance(value, dict) else [(prefix + key, value)]
-    return items
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bursts", type=int, nargs="*", default=[1000])
     parser.add_argument("--rate", type=float, default=10, help="objects a second of the steady stream; 0: none")
     parser.add_argument("--seconds", type=float, default=30, help="how long the steady stream lasts")
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--check", action="store_true", help="end with 1 when a goal of rangespec.yaml is missed")
     parser.add_argument("--waiting", type=int, help="instead: so many jobs that wait for --slots")
     parser.add_argument("--slots", type=int, default=100)
     parser.add_argument("--restart", action="store_true", help="with --waiting: end the operator and start it again")
@@ -101,9 +79,11 @@ def main() -> None:
             with ground(options.keep or Path(temporary)) as place:
                 run_waiting = waiting(place, options.waiting, options.slots, options.seconds, restart=options.restart)
                 results["trainyard"] = {f"waiting {options.waiting}": asyncio.run(run_waiting)}
-    table(results)
-    ratios(results)
-    print(json.dumps({"benchmark": "operator", "loadAverage": os.getloadavg()[0]} | results))
+    table(results, ratios(results, "trainyard"))
+    print(f"\n{disturbed(results)}\n")
+    verdicts = report(goals("waiting" if options.waiting else "operator"), results)
+    print(json.dumps({"benchmark": "operator", "loadAverage": os.getloadavg()[0]} | results | {"goals": verdicts}))
+    sys.exit(options.check and missed(verdicts))
 
 
 if __name__ == "__main__":

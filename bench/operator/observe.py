@@ -35,11 +35,15 @@ class Stamps:
             self.news.set()
 
     async def until(self, state: str, count: int, seconds: float) -> None:
-        """Wait until `count` objects have shown `state`. Raises TimeoutError."""
-        async with asyncio.timeout(seconds):
-            while len(self.seen.get(state, {})) < count:
-                self.news.clear()
-                await self.news.wait()
+        """Wait until `count` objects have shown `state`. Raises TimeoutError, which says how many there are of each."""
+        try:
+            async with asyncio.timeout(seconds):
+                while len(self.seen.get(state, {})) < count:
+                    self.news.clear()
+                    await self.news.wait()
+        except TimeoutError as error:
+            found = ", ".join(f"{len(times)} {name}" for name, times in self.seen.items()) or "nothing was seen"
+            raise TimeoutError(f"not {count} {state} within {seconds:.0f} s: {found}") from error
 
     def after(self, began: Mapping[str, float], state: str) -> list[float]:
         """Seconds from `began[name]` to the state, for every name that has shown it."""
@@ -94,10 +98,12 @@ class Usage:
     cpu: dict[str, float]
     machine: float
     requests: float
+    at: float
+    """Seconds of `time.perf_counter`; of a difference, its length."""
 
     def since(self, before: Usage) -> Usage:
         cpu = {name: used - before.cpu.get(name, 0.0) for name, used in self.cpu.items()}
-        return Usage(cpu, self.machine - before.machine, self.requests - before.requests)
+        return Usage(cpu, self.machine - before.machine, self.requests - before.requests, self.at - before.at)
 
     @property
     def foreign(self) -> float:
@@ -106,9 +112,9 @@ class Usage:
 
 
 async def usage(api: Cluster, pids: Mapping[str, int]) -> Usage:
-    return Usage(
-        {name: cpu_seconds(pid) for name, pid in pids.items()}, machine_cpu_seconds(), await request_count(api)
-    )
+    requests = await request_count(api)
+    cpu = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    return Usage(cpu, machine_cpu_seconds(), requests, time.perf_counter())
 
 
 async def request_count(api: Cluster) -> float:

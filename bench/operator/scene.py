@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from typing import Any
 
 import aiohttp
 from ground import NAMESPACE
 from observe import Stamps, Usage, follow, percentiles, resident_bytes, usage
-from systems import CHILDREN, System, child_marks
+from systems import CHILDREN, CONTROLLERS, System, child_marks
 from trainyard_operator.cluster import Cluster
 
 CLIENTS = 16
+CORES = os.cpu_count() or 1
 Object = dict[str, Any]
 
 
@@ -74,12 +76,13 @@ class Scene:
         await self.stamps.until("succeeded", count, seconds)
         cost = (await usage(self.api, self.pids)).since(before)
         marks = {"applied": applied - began}
-        for state in ("job", "pod running", "pod ended", "job ended", "succeeded"):
+        for state in ("job", "unsuspended", "pod running", "pod ended", "job ended", "succeeded"):
             times = sorted(self.stamps.seen.get(state, {}).values())
             if times:
                 marks |= {state: times[-1] - began, f"{state}, median": times[len(times) // 2] - began}
         failed = len(self.stamps.seen.get("failed", {}))
-        return {"count": count, "failed": failed, "seconds": rounded(marks)} | per_object(cost, count) | self.memory()
+        figures = {"count": count, "failed": failed, "perSecond": round(count / marks["succeeded"], 2)}
+        return figures | {"seconds": rounded(marks)} | per_object(cost, count) | self.memory()
 
     async def steady(self, prefix: str, rate: float, seconds: float) -> Object:
         """`rate` objects a second; milliseconds from each create's answer to its Job and to its pod running."""
@@ -93,19 +96,23 @@ class Scene:
         await self.stamps.until("succeeded", known + count, 600)
         cost = (await usage(self.api, self.pids)).since(before)
         begun = {name: at for name, at in self.applied.items() if name.startswith(prefix + "-")}
-        latencies = {state: percentiles(self.stamps.after(begun, state)) for state in ("job", "pod running")}
+        states = ("job", "unsuspended", "pod running")
+        latencies = {state: percentiles(self.stamps.after(begun, state)) for state in states}
         return {"count": count, "rate": rate, "milliseconds": latencies} | per_object(cost, count) | self.memory()
 
     def memory(self) -> Object:
-        return {"operatorMiB": round(resident_bytes(self.pids["operator"]) / 2**20)} if "operator" in self.pids else {}
+        own = [resident_bytes(pid) for name, pid in self.pids.items() if name in CONTROLLERS]
+        return {"operatorMiB": round(sum(own) / 2**20)} if own else {}
 
 
 def per_object(cost: Usage, count: int) -> Object:
-    """CPU milliseconds and requests per applied object, and CPU seconds that others took."""
+    """CPU milliseconds and requests per applied object, and how much of the machine others took."""
+    milliseconds = {name: round(1000 * used / count, 1) for name, used in cost.cpu.items()}
+    controllers = sum(used for name, used in cost.cpu.items() if name in CONTROLLERS)
     return {
-        "cpuMillisecondsPerObject": {name: round(1000 * used / count, 1) for name, used in cost.cpu.items()},
+        "cpuMillisecondsPerObject": {"controllers": round(1000 * controllers / count, 1)} | milliseconds,
         "requestsPerObject": round(cost.requests / count, 1),
-        "foreignCPUSeconds": round(cost.foreign, 1),
+        "foreignPercent": round(100 * cost.foreign / (cost.at * CORES), 1),
     }
 
 

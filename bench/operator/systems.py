@@ -16,6 +16,8 @@ from trainyard_operator.cluster import JOBS, PODS, TRAINING_JOBS, TRAINING_SERVI
 Object = dict[str, Any]
 IMAGE = "bench/trainer:1"
 SERVICE = "bench"
+CONTROLLERS = frozenset({"operator"})
+"""Names of the processes that are a system's own."""
 PROBE_PORT = 18080
 
 

@@ -8,6 +8,7 @@ finds its writes refused by the status protocol, so that correctness never rests
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from trainyard_operator.cluster import LEASES, Cluster, ClusterError, ConflictError, NotFoundError, Object
@@ -26,8 +27,19 @@ class Lease:
     of one pod never overlap, so the holder was this pod's container before its restart.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str, *, seconds: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        identity: str,
+        *,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         """`seconds` is how long a lease that is not renewed keeps others away."""
+        self._clock, self._sleep = clock, sleep
         self._cluster = cluster
         self._namespace = namespace
         self._name = name
@@ -48,22 +60,20 @@ class Lease:
                     return
             except ClusterError as error:
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)
-            await asyncio.sleep(min(self._look, self._due()))
+            await self._sleep(min(self._look, self._due()))
 
     async def hold(self) -> None:
         """Renew for ever. Raises `LeaseLostError` when somebody else has it, or when it could not be renewed in time."""
         while True:
-            await asyncio.sleep(self._retry)
+            await self._sleep(self._retry)
             deadline = self._deadline
             try:
-                async with asyncio.timeout_at(
-                    asyncio.get_running_loop().time() + max(deadline - time.monotonic(), 0.01)
-                ):
+                async with asyncio.timeout_at(asyncio.get_running_loop().time() + max(deadline - self._clock(), 0.01)):
                     if await self._try():
                         continue
                 raise LeaseLostError(f"lease {self._namespace}/{self._name} was taken by another replica")
             except (TimeoutError, ClusterError) as error:
-                if time.monotonic() >= deadline:
+                if self._clock() >= deadline:
                     raise LeaseLostError(
                         f"lease {self._namespace}/{self._name} could not be renewed: {error}"
                     ) from error
@@ -76,7 +86,7 @@ class Lease:
 
     def holds(self) -> bool:
         """Whether this replica surely leads now. A process that was paused finds out before it writes: the clock went on."""
-        return time.monotonic() < self._deadline
+        return self._clock() < self._deadline
 
     async def release(self) -> None:
         """Let the next replica lead at once. Called when this one has stopped writing."""
@@ -90,7 +100,7 @@ class Lease:
 
     async def _try(self) -> bool:
         """Take or renew the lease; whether this replica holds it now."""
-        began = time.monotonic()
+        began = self._clock()
         try:
             lease = await self._cluster.get(LEASES, self._namespace, self._name)
         except NotFoundError:
@@ -112,15 +122,15 @@ class Lease:
 
     def _observe(self, version: str) -> None:
         if self._observed[0] != version:
-            self._observed = (version, time.monotonic())
+            self._observed = (version, self._clock())
 
     def _stale(self, lease: Object) -> bool:
-        return time.monotonic() - self._observed[1] >= self._duration(lease)
+        return self._clock() - self._observed[1] >= self._duration(lease)
 
     def _due(self) -> float:
         """Seconds until the lease that was seen last may be stale."""
         version, since = self._observed
-        return max(since + self._seconds - time.monotonic(), 0.05) if version else self._retry
+        return max(since + self._seconds - self._clock(), 0.05) if version else self._retry
 
     def _duration(self, lease: Object) -> float:
         # The field holds whole seconds; a shorter own duration would let two lead.

@@ -6,9 +6,11 @@ import io
 import os
 import random
 import resource
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -248,6 +250,16 @@ def flaky() -> Iterator[tuple[str, list[int]]]:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status = codes.pop(0) if codes else 200
+            said = b"<Error><Code>XMinioStorageFull</Code><Message>minimum free drive threshold</Message></Error>"
+            body = b"" if status == 200 else said
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -265,6 +277,20 @@ def test_passing_faults_are_tried_again(flaky: tuple[str, list[int]], answers: l
     keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": endpoint}
     assert Storage(keys, patience=20).get_bytes("s3://b-1/x") == b"payload"
     assert codes == []
+
+
+def test_a_full_storage_is_waited_for_and_then_said_to_be_full(flaky: tuple[str, list[int]]):
+    endpoint, codes = flaky
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL": endpoint}
+    codes += [507, 507]
+    Storage(keys, patience=20).put_bytes("s3://b-1/checkpoint", b"weights")  # somebody made room
+    assert codes == []
+    codes += [507] * 50
+    with pytest.raises(
+        StorageUnreachable, match=r"checkpoint: the storage is full \(XMinioStorageFull: .*make room"
+    ) as error:
+        Storage(keys, patience=1).put_bytes("s3://b-1/checkpoint", b"weights")
+    assert error.value.reason == "StorageFull"
 
 
 def test_38_a_download_onto_a_full_disk_names_path_and_bytes(tmp_path: Path):
@@ -323,3 +349,27 @@ def test_more_than_max_bytes_is_refused_before_the_download(bucket: Bucket, tmp_
     uri = bucket.put("data.zip", bytes(5000))
     with pytest.raises(BadData, match=r"the dataset has 10,000 bytes, more than dataset.limits.maxBytes \(9,999\)"):
         fetch([uri, uri], bucket.storage(), tmp_path, max_bytes=9999)
+
+
+def test_without_credentials_the_machine_is_asked_once_and_the_sentence_says_what_to_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Where nobody answers at the address of the cloud's metadata, each question takes seconds."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+
+        def count() -> None:
+            with suppress(OSError):
+                while True:
+                    asked.append(nobody.accept()[0])  # and never answered
+
+        threading.Thread(target=count, daemon=True).start()
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}/")
+        storage = Storage()
+        for _ in range(20):
+            with pytest.raises(StorageRefused, match=r"there are no credentials; name a Secret .* dataset\.secretName"):
+                storage.head("s3://vision/cells.zip")
+    assert 1 <= len(asked) <= 4

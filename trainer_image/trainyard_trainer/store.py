@@ -72,6 +72,10 @@ class Transient(Exception):
     """Storage did not answer, or asked to come back later; worth another try."""
 
 
+class Full(Transient):
+    """Storage has no room. Somebody may make some meanwhile."""
+
+
 class Backend(Protocol):
     """What one kind of storage can do, without retries. Raises `Transient`, or a `TrainerError`."""
 
@@ -118,6 +122,12 @@ class Context:
                 return action()
             except Transient as error:
                 pause = backoff * random.uniform(0.75, 1.25)
+                if time.monotonic() + pause > deadline and isinstance(error, Full):
+                    raise StorageUnreachable(
+                        f"{what}: the storage is full ({error}); make room there, or raise its quota: the next attempt goes on from"
+                        " the last checkpoint.",
+                        reason="StorageFull",
+                    ) from error
                 if time.monotonic() + pause > deadline:
                     raise StorageUnreachable(
                         f"{what}: storage did not answer for {self.patience:.0f} s ({error}); check that it runs and that"

@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from trainyard_trainer.errors import BadData, StorageRefused, StorageUnreachable
 from trainyard_trainer.records import Progress
-from trainyard_trainer.store import Context, Entry, Location, Stat, Transient, concurrently, missing
+from trainyard_trainer.store import Context, Entry, Full, Location, Stat, Transient, concurrently, missing
 from trainyard_trainer.store_file import whole_file
 
 PART = 8 << 20
@@ -44,6 +44,12 @@ _TRANSIENT = (
 )
 _LATER = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "InternalError"}
 _LATER |= {"ServiceUnavailable", "OperationAborted", "ConditionalRequestConflict", "RequestTimeoutException"}
+_FULL = {"XMinioStorageFull", "InsufficientCapacity"}
+_INSUFFICIENT_STORAGE = 507
+_NO_CREDENTIALS = (
+    "there are no credentials; name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in dataset.secretName,"
+    " output.secretName or the service's secretNames."
+)
 _KEY = "the access key is not known there; check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
 _REASONS = {
     "InvalidAccessKeyId": _KEY,
@@ -102,11 +108,13 @@ class S3:
         self._source = source
         known = credentials or {}
         endpoint = known.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL")
-        self._endpoint = endpoint or "AWS"
+        self._endpoint = _shown(endpoint or "AWS")
         if credentials is not None and not (known.get("AWS_ACCESS_KEY_ID") and known.get("AWS_SECRET_ACCESS_KEY")):
             raise StorageRefused(
                 f"{source} needs both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; it has {', '.join(known)}."
             )
+        if credentials is None and not _has_ambient_credentials(_aws_environment()):
+            raise StorageRefused(_NO_CREDENTIALS)
         core = get_session()
         # The description of S3's calls takes a tenth of a second to read: once a process is enough.
         core.register_component("data_loader", _loader())
@@ -273,10 +281,7 @@ class S3:
         except errors.ClientError as error:
             raise self._explain(at, error) from error
         except (errors.NoCredentialsError, errors.PartialCredentialsError) as error:
-            raise StorageRefused(
-                f"{at}: there are no credentials; name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in"
-                " dataset.secretName, output.secretName or the service's secretNames."
-            ) from error
+            raise StorageRefused(f"{at}: {_NO_CREDENTIALS}") from error
         except errors.SSLError as error:
             raise StorageRefused(
                 f"{at}: the certificate of {self._endpoint} is not trusted; put its CA into AWS_CA_BUNDLE of {self._source}"
@@ -295,8 +300,11 @@ class S3:
     def _explain(self, at: Location, error: errors.ClientError) -> Exception:
         code, status = _code(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         where = f"{at} at {self._endpoint}"
+        said = f"{code}: {error.response['Error'].get('Message', '')}"
+        if code in _FULL or status == _INSUFFICIENT_STORAGE:
+            return Full(said)
         if code in _LATER or status >= 500 or status == 429:
-            return Transient(f"{code}: {error.response['Error'].get('Message', '')}")
+            return Transient(said)
         if code == "NoSuchBucket":
             return StorageRefused(f"{where}: there is no bucket {at.bucket!r}; check the name, or create the bucket.")
         if code in ("NoSuchKey", "404", "NotFound"):
@@ -312,6 +320,22 @@ class S3:
             why = "access was denied; check the keys, and that they may read (dataset) or write (output) there"
         why = why or f"storage answered {code}: {error.response['Error'].get('Message', '')}"
         return StorageRefused(f"{where}: {why} (credentials from {self._source}).")
+
+
+@lru_cache(4)
+def _has_ambient_credentials(environment: frozenset[tuple[str, str]]) -> bool:
+    """Whether environment, files or the machine itself give any. Asked once: a machine whose metadata service does not answer takes
+    two seconds for it, and boto3 would ask again at every single call."""
+    return get_session().get_credentials() is not None
+
+
+def _aws_environment() -> frozenset[tuple[str, str]]:
+    return frozenset((name, text) for name, text in os.environ.items() if name.startswith("AWS_") or name == "HOME")
+
+
+def _shown(endpoint: str) -> str:
+    """The address as people may read it: without a user's name and password."""
+    return re.sub(r"//[^/@]*@", "//", endpoint)
 
 
 @lru_cache(1)

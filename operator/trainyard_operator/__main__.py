@@ -138,9 +138,15 @@ class Operator:
             report_seconds=settings.report_seconds,
             writes_per_second=settings.progress_writes_per_second / settings.replicas,
             refresh_seconds=settings.progress_refresh_seconds,
+            stall_seconds=self._stall_seconds,
         )
         await serve(intake.application(), settings.intake_host, settings.intake_port, self._certificate.context)
         logger.info("taking reports on port %d", settings.intake_port)
+
+    def _stall_seconds(self, namespace: str, service: str) -> float | None:
+        """As every replica's own watch has it."""
+        view = self._watch.caches.services.get((namespace, service))
+        return view.spec.execution.stall_timeout_seconds if view is not None else None
 
     async def _lead(self) -> None:
         await self._lease.acquire()

@@ -13,6 +13,7 @@ import logging
 import ssl
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -126,8 +127,11 @@ class Intake:
         writes_per_second: float = 50.0,
         refresh_seconds: float = 30.0,
         view_seconds: float = VIEW_SECONDS,
+        stall_seconds: Callable[[str, str], float | None] = lambda namespace, service: None,
     ) -> None:
-        """`writes_per_second`: of mere progress, by this replica, over all jobs."""
+        """`writes_per_second`: of mere progress, by this replica, over all jobs. `stall_seconds`: after how much silence the jobs of
+        a service (namespace, name) count as stalled, where that is known."""
+        self._stall_seconds = stall_seconds
         self._cluster = cluster
         self._verifier = verifier
         self._metrics = metrics
@@ -233,7 +237,8 @@ class Intake:
     def _worth_writing(self, job: Object, report: Report) -> bool:
         """Whether an accepted report is written now. What a decision or a user waits for always is; mere progress within the
         writes that the cluster is to bear, and at least every `refresh_seconds`, so that silence is never mistaken for a stall."""
-        due = is_due(job, report, datetime.now(UTC), self._refresh_seconds)
+        stall = self._stall_seconds(report.namespace, job["status"].get("serviceName") or "")
+        due = is_due(job, report, datetime.now(UTC), self._refresh_seconds, stall)
         written = due or self._writes.take()
         self._metrics.progress_writes.labels("written" if written else "left").inc()
         return written
@@ -289,9 +294,11 @@ def _passes(job: Object, report: Report, reporter: Reporter) -> bool:
     return True
 
 
-def is_due(job: Object, report: Report, now: datetime, refresh_seconds: float) -> bool:
+def is_due(
+    job: Object, report: Report, now: datetime, refresh_seconds: float, service_stall_seconds: float | None = None
+) -> bool:
     """Whether the report has news that may not wait for the next one: a phase, a warning, the first checkpoint, a result, or a
-    sign of life after a while."""
+    sign of life after a while, long before the job would count as stalled."""
     status = job.get("status") or {}
     progress = status.get("progress")
     if progress is None or report.result is not None or progress.get("phase") != report.phase:
@@ -301,7 +308,8 @@ def is_due(job: Object, report: Report, now: datetime, refresh_seconds: float) -
     if len(report.warnings or ()) != len(progress.get("warnings") or ()):
         return True
     last = parse_time(progress.get("updatedAt"))
-    stall = ((job.get("spec") or {}).get("policy") or {}).get("stallTimeoutSeconds") or float("inf")
+    own = ((job.get("spec") or {}).get("policy") or {}).get("stallTimeoutSeconds")
+    stall = own or service_stall_seconds or float("inf")
     return last is None or (now - last).total_seconds() >= min(refresh_seconds, stall / 3)
 
 

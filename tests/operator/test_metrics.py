@@ -153,11 +153,24 @@ def test_that_a_process_failed_leaves_the_numbers_that_only_it_knew():
     assert (progress["result"]["message"], progress["sequence"]) == ("killed by SIGSEGV", 3)
 
 
-def test_a_job_that_stalls_soon_is_written_often():
+@pytest.mark.parametrize(
+    ("policy", "service_stall", "seconds", "due"),
+    [
+        ({"stallTimeoutSeconds": 15}, None, 5, True),
+        ({}, 15, 4, False),
+        ({}, 15, 5, True),  # as the service has it
+        ({"stallTimeoutSeconds": 60}, 15, 5, False),  # the job's own wins
+        ({}, 600, 29, False),
+        ({}, 600, 30, True),
+    ],
+)
+def test_a_job_that_stalls_soon_is_written_often(
+    policy: dict[str, int], service_stall: float | None, seconds: float, due: bool
+):
     identity = {"job": "cells", "namespace": "vision", "uid": "u", "run": 0, "attempt": 1, "sequence": 2}
     report = Report.model_validate(identity | {"phase": "Training"})
-    job = {"spec": {"policy": {"stallTimeoutSeconds": 15}}, "status": {"progress": BEFORE}}
-    assert is_due(job, report, later(5), 30.0)
+    job = {"spec": {"policy": policy}, "status": {"progress": BEFORE}}
+    assert is_due(job, report, later(seconds), 30.0, service_stall) is due
 
 
 def test_writes_are_bounded_over_all_jobs(monkeypatch: pytest.MonkeyPatch):

@@ -98,7 +98,10 @@ class RejectedError(ClusterError):
 
 
 class UnavailableError(ClusterError):
-    """429, 5xx, no connection, no answer in time: the same call may succeed a little later."""
+    """429, 5xx, 410 (a list that took too long), no connection, no answer in time: the same call may succeed a little later."""
+
+    retry_within = 15.0
+    """The API server comes back for everybody at once: nobody waits for minutes after an outage."""
 
 
 class ForeignObjectError(ClusterError):
@@ -418,7 +421,7 @@ def error_of(
         case 422 if is_json_patch and not details.get("causes"):
             # A failed test and a path that is not there have no causes; a schema violation names its fields there.
             kind = StaleError
-        case 429 | 408:
+        case 429 | 408 | 410:
             kind = UnavailableError
         case _ if status >= 500:
             kind = UnavailableError

@@ -79,15 +79,15 @@ class WorkQueue(Generic[Key]):
         heapq.heappush(self._heap, (due, self._order, key))
         self._set_timer()
 
-    def retry(self, key: Key, at_least: float = 0.0) -> float:
+    def retry(self, key: Key, at_least: float = 0.0, at_most: float = float("inf")) -> float:
         """Let a `key` that failed run again after its backoff; returns the delay in seconds.
 
-        `at_least` is what the other side asked for (`Retry-After`).
+        `at_least` is what the other side asked for (`Retry-After`), `at_most` the longest wait that helps with such a failure.
         """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         # The exponent is capped before the power, so that a key that fails for days cannot overflow a float.
-        delay = max(min(self._first_retry * 2 ** min(failures, 32), self._longest_retry), at_least)
+        delay = max(min(self._first_retry * 2 ** min(failures, 32), self._longest_retry, at_most), at_least)
         self.add_after(key, delay)
         return delay
 
@@ -151,7 +151,8 @@ class WorkQueue(Generic[Key]):
         try:
             again = await reconcile(key)
         except Exception as error:
-            delay = self.retry(key, at_least=getattr(error, "retry_after", None) or 0.0)
+            at_least, at_most = getattr(error, "retry_after", None) or 0.0, getattr(error, "retry_within", float("inf"))
+            delay = self.retry(key, at_least, at_most)
             expected = getattr(error, "expected", False)
             log = logger.info if expected else logger.warning
             log("%s: %s; looking again in %.1f s", key, error, delay, exc_info=not expected and self._is_bug(error))

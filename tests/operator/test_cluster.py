@@ -170,6 +170,7 @@ async def test_a_second_creation_is_a_conflict(api: Cluster, namespace: str):
     ("status", "headers", "error", "retry_after"),
     [
         (429, {"Retry-After": "7"}, UnavailableError, 7.0),
+        (410, {}, UnavailableError, None),  # the next page of a list that took too long: nothing a person could change
         (500, {}, UnavailableError, None),
         (504, {}, UnavailableError, None),
         (401, {}, UnavailableError, None),

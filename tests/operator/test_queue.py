@@ -78,6 +78,8 @@ async def test_failures_back_off_exponentially_up_to_the_cap_and_success_resets(
     queue.forget("a")
     assert queue.retry("a") == 0.01
     assert queue.retry("b", at_least=3.0) == 3.0
+    assert [queue.retry("d", at_most=0.03) for _ in range(4)] == [0.01, 0.02, 0.03, 0.03]
+    assert queue.retry("d", at_least=3.0, at_most=0.03) == 3.0
     for _ in range(5000):
         queue.retry("c")
     assert queue.retry("c") == 0.05

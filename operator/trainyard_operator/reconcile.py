@@ -21,6 +21,7 @@ from trainyard_operator.cache import Entry
 from trainyard_operator.cluster import (
     CORE_EVENTS,
     MODEL_VERSIONS,
+    PODS,
     TRAINING_BUDGETS,
     TRAINING_JOBS,
     TRAINING_SERVICES,
@@ -34,9 +35,11 @@ from trainyard_operator.cluster import (
     status_operations,
 )
 from trainyard_operator.decide import admission, budget, lifecycle, parse, service
+from trainyard_operator.decide.case import open_attempts
 from trainyard_operator.decide.diagnosis import workload_of
 from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import (
+    LABEL_JOB,
     Action,
     AttemptJob,
     AttemptPod,
@@ -257,19 +260,23 @@ class Reconciler:
         return self._caches.nodes_by_name() if self._settings.watch_nodes else None
 
     async def _confirm_missing(self, job: JobView) -> None:
-        """Ask the API server for children that the ledger knows and the caches lack: a watch may have a gap."""
+        """Ask the API server for children that the ledger knows and the caches lack: a watch may be late, or have a gap.
+
+        A Job may be there although nobody heard the answer to its creation; a pod, although its Job is gone or over already.
+        """
         namespace = job.metadata.namespace
-        for attempt in job.status.attempts:
-            if attempt.end_time is not None:
-                continue
-            for cache, name, uid in (
-                (self._caches.attempt_jobs, attempt.job_name, attempt.job_uid),
-                (self._caches.pods, attempt.pod_name, attempt.pod_uid),
-            ):
-                if name and uid and cache.entry((namespace, name)) is None:
+        for attempt in open_attempts(job.status):
+            for cache, name in ((self._caches.attempt_jobs, attempt.job_name), (self._caches.pods, attempt.pod_name)):
+                if name and cache.entry((namespace, name)) is None:
                     found = await self._cluster.find(cache.resource, namespace, name)
                     if found is not None:
                         cache.apply(found)
+            held = self._caches.attempt_jobs.get((namespace, attempt.job_name))
+            going = held is None or held.finished is not None or held.metadata.deletion_time is not None
+            if going and not self._caches.pods.by("job", (namespace, job.metadata.name)):
+                label = f"{LABEL_JOB}={job.metadata.name}"
+                for pod in await self._cluster.list_all(PODS, namespace, labels=label):
+                    self._caches.pods.apply(pod)
 
     async def _events_about(
         self, namespace: str, attempt_jobs: Sequence[AttemptJob], pods: Sequence[AttemptPod]

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from trainyard_api.status import Condition, ConditionStatus
 from trainyard_api.storage import attempt_job_name
-from trainyard_api.trainingjob import Attempt, Current, End, JobState
+from trainyard_api.trainingjob import Attempt, Current, End, JobState, TrainingJobStatus
 from trainyard_api.trainingservice import StandbyInstance
 
 from trainyard_operator.decide import budget
@@ -13,10 +13,12 @@ from trainyard_operator.decide.admission import SHOWN_POSITIONS, admitted, entry
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import QUIET, supervise
 from trainyard_operator.decide.jobs import is_new, is_ready, next_attempt
-from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER
+from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER, AttemptPod
+from trainyard_operator.decide.nodes import is_lost
 from trainyard_operator.decide.scaling import capacity
 from trainyard_operator.decide.settle import finished
 from trainyard_operator.decide.start import blocker
+from trainyard_operator.decide.tally import slot_of
 from trainyard_operator.decide.versions import with_version
 
 NEXT = timedelta(seconds=1)
@@ -34,6 +36,10 @@ def queue_up(case: Case, draft: Draft) -> Draft:
         draft = _waiting(case, draft).set(queue_position=None)
         draft = draft.say(JobState.QUEUED, block.reason, block.message)
         return draft.act(block.action) if block.action else draft
+    if pod := _left_over(case, status):
+        said = f"Pod {pod.metadata.name} of an earlier attempt has not ended yet; the next attempt starts when it has."
+        draft = _waiting(case, draft).set(queue_position=None)
+        return draft.say(JobState.QUEUED, "PreviousAttemptEnding", said)
     if next_attempt(status) > MAX_ATTEMPT_NUMBER:
         said = f"{MAX_ATTEMPT_NUMBER} attempts of this run have ended; raise spec.rerun for a new run."
         return finished(draft, JobState.FAILED, "TooManyAttempts", said, case.now)
@@ -51,6 +57,17 @@ def queue_up(case: Case, draft: Draft) -> Draft:
     if not all(budget.holds(each, case.snapshot.job, draft.status) for each in limiting):
         return _describe(case, _waiting(case, draft))  # until they have set its time aside
     return _open(case, draft)
+
+
+def _left_over(case: Case, status: TrainingJobStatus) -> AttemptPod | None:
+    """A pod of the job that lives although every attempt of the ledger has ended: it was seen too late. Fenced ones do not count."""
+    fenced = {(attempt.run, attempt.number) for attempt in status.attempts if attempt.fenced}
+    for pod in case.snapshot.pods:
+        slot = slot_of(pod)
+        mine = slot.job_uid == case.uid and (slot.run, slot.attempt) not in fenced
+        if mine and not pod.over and not is_lost(pod, case.snapshot.nodes, case.snapshot.defaults, case.now):
+            return pod
+    return None
 
 
 def _is_next(case: Case) -> bool:

@@ -11,6 +11,7 @@ from trainyard_api.status import Warning_
 from trainyard_api.trainingjob import Cause, JobState, TrainingJobStatus
 from trainyard_operator.decide import execution, lifecycle
 from trainyard_operator.decide.model import (
+    ContainerView,
     CreateJob,
     CreateVersion,
     DeleteJob,
@@ -464,6 +465,24 @@ def test_a_stopped_job_resumes_uncharged_from_its_checkpoint():
     assert world.created[-1].run.resume_from
     assert world.status("cells").charged_attempts == 0
     assert world.versions["cells-v1"].status.state is VersionState.TRAINING
+
+
+def test_no_attempt_starts_while_a_pod_of_an_earlier_one_lives():
+    """Its attempt ended in the ledger before the pod was seen: there are slots, yet a job never runs twice at once."""
+    world = World()
+    world.serve(SERVICE, scaling={"maxInstances": 2})
+    at("stopped", world)
+    [pod] = [each for each in world.pods.values() if each.labels.get("trainyard.dev/job") == "cells"]
+    running = ContainerView("trainer", running=True, running_since=world.now)
+    world.change(pod, phase="Running", containers=(running,))
+    world.apply("cells", suspend=False)
+    world.settle()
+    status = world.status("cells")
+    assert (status.state, status.reason, len(status.attempts)) == (JobState.QUEUED, "PreviousAttemptEnding", 1)
+    assert pod.metadata.name in (status.message or "")
+    world.end("cells", 75)
+    world.settle()
+    assert len(world.status("cells").attempts) == 2
 
 
 def test_a_queued_job_is_suspended_without_an_attempt():

@@ -1,5 +1,10 @@
-"""What must hold always, whatever happens in whatever order: hypothesis plays users, kubelets, crashes and stale leaders."""
+"""What must hold always, whatever happens in whatever order: hypothesis plays users, kubelets, crashes and stale leaders.
 
+Few histories are long, written down as JSON at every step, and brought to their end; ten thousand fork from some of their own and
+differ in what comes next, which is where decisions go wrong.
+"""
+
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -35,6 +40,8 @@ NAMES = ("a", "b", "c")
 CAPACITY = 2
 BUDGET_MINUTES = 60  # three executions of 1,000 s, and a bit
 MAX_ATTEMPTS, MAX_DISRUPTIONS = 2, 3
+HISTORIES, TRUNKS = 10_000, 25
+TRUNK_EVENTS, BRANCH_EVENTS = 40, 3
 EXIT_CODES = (0, 1, 64, 65, 69, 73, 74, 75, 76, 77, 78, 79, 137)
 Event = Callable[[], object]
 
@@ -75,12 +82,25 @@ class Play:
         for priority, name in enumerate(NAMES):
             self.world.apply(name, policy={"priority": priority % 2})
 
+    def fork(self) -> "Play":
+        """Another history with the same past."""
+        parts = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | list | set)}
+        forked = object.__new__(Play)
+        vars(forked).update(vars(self) | parts | {"world": self.world.fork()})
+        return forked
+
     # --- everything that may happen now -----------------------------------------------------------------------------------
 
-    def possible(self, n: int) -> list[Event]:
+    def happen(self, chance: random.Random, *, settle: int = 3) -> None:
+        """One event of those that are possible now."""
+        possible = self.possible(chance.randrange(10_000), settle=settle)
+        chance.choice(possible)()
+        self.check()
+
+    def possible(self, n: int, *, settle: int = 3) -> list[Event]:
         """The events that are possible now, the usual ones more than once; `n` varies their details."""
         world = self.world
-        events: list[Event] = [world.settle] * 3
+        events: list[Event] = [world.settle] * settle
         events += [lambda: world.reconcile_service(SERVICE), lambda: world.tick((1, 11, 61, 130, 301, 3601)[n % 6])]
         events += [world.reconcile_budget, world.kubelet, self._node, lambda: self._service(n)]
         for name in NAMES:
@@ -307,3 +327,21 @@ def test_whatever_happens(steps: list[tuple[int, int]]):
         possible[which % len(possible)]()
         play.check()
     play.comes_to_rest()
+
+
+@given(st.integers(0, 2**32))
+@settings(
+    max_examples=TRUNKS, deadline=None, suppress_health_check=list(HealthCheck), phases=(Stage.explicit, Stage.generate)
+)
+def test_ten_thousand_histories(seed: int):
+    """Each example is a history of 40 events, and after each event ten others that go on from there in another way."""
+    chance = random.Random(seed)
+    trunk = Play()
+    trunk.world.by_json = False
+    forks = -(-HISTORIES // (TRUNKS * TRUNK_EVENTS))
+    for _ in range(TRUNK_EVENTS):
+        trunk.happen(chance)
+        for _ in range(forks):
+            branch = trunk.fork()
+            for _ in range(BRANCH_EVENTS):
+                branch.happen(chance, settle=0)

@@ -89,6 +89,13 @@ class World:
     template: str = "one"
     """Digest of what standby pods are made of."""
     uids: int = 0
+    by_json: bool = True
+    """Whether what is written goes through JSON, as it does on the API server; half of the time that a pass takes."""
+
+    def fork(self) -> "World":
+        """Another world that goes on from here. What is in them is frozen: only the containers are copied."""
+        parts = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | list)}
+        return replace(self, **parts)
 
     # --- what a user does -----------------------------------------------------------------------------------------------
 
@@ -189,6 +196,9 @@ class World:
 
     def write(self, name: str, status: TrainingJobStatus) -> None:
         """As the API server does: through JSON and the bounds of the schema."""
+        if not self.by_json:
+            self.jobs[name] = replace(self.jobs[name], status=status)
+            return
         read_back = TrainingJobStatus.model_validate(status.to_dict())
         assert read_back.to_dict() == status.to_dict()
         self.jobs[name] = replace(self.jobs[name], status=read_back)
@@ -216,8 +226,10 @@ class World:
         seen = snapshot.service.status.admission
         if (held.revision if held else None) != (seen.revision if seen else None):
             return
-        status = TrainingServiceStatus.model_validate(plan.status.to_dict())
-        assert status.to_dict() == plan.status.to_dict()
+        status = plan.status
+        if self.by_json:
+            status = TrainingServiceStatus.model_validate(plan.status.to_dict())
+            assert status.to_dict() == plan.status.to_dict()
         self.notes += [(name, note) for note in plan.events]
         self.services[name] = replace(self.services[name], status=status)
         for action in plan.actions:

@@ -79,6 +79,10 @@ fuzz: setup ## damaged and malicious inputs, for FUZZ=600 seconds, from input SE
 	$(BIN)/python -m tests.fuzz.run annotation=2000 json=1000 image=1000 zip=500 spec=1000 \
 	  --seconds $(or $(FUZZ),600) --seed $(or $(SEED),100000) --folder .fuzz
 
+.PHONY: chaos
+chaos: setup system tools ## kills, faults and edits of every kind against the operator, judged by the audit log (ROUNDS=100 SEED=1)
+	$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),100) --seed $(or $(SEED),1) $(CHAOS)
+
 .PHONY: crds
 crds: setup ## render the CRDs (for kubectl and the chart) and their reference from the models
 	$(BIN)/python -m trainyard_api.crd crds helm/trainyard/files/crds
@@ -107,6 +111,10 @@ bench-operator: setup ## a burst and a steady stream of jobs beside plain batch/
 .PHONY: bench-intake
 bench-intake: setup ## reports a second on one core, and forged ones refused (ARGS="--rate 500 --seconds 20 --check")
 	@$(BIN)/python bench/operator/intake.py $(ARGS)
+
+.PHONY: bench-failover
+bench-failover: setup ## the leader is killed: how long until the next one decides
+	PYTHONPATH=. $(BIN)/python bench/operator/failover.py
 
 .PHONY: bench-train
 bench-train: setup ## training speed against torchvision's SSDLite, and the work on data

@@ -72,6 +72,7 @@ class Cluster:
         controllers: bool = True,
         node_grace_seconds: int = 40,
         images: Path | None = None,
+        audit_bodies: bool = False,
         state: Path | None = None,
         owner: ProcessRecord | None = None,
         say: Say = lambda _: None,
@@ -90,6 +91,7 @@ class Cluster:
             controllers=controllers,
             node_grace_seconds=node_grace_seconds,
             images=images.absolute() if images else None,
+            audit_bodies=audit_bodies,
             owner=owner,
         )
         cluster.up(spec, say)

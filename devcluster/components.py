@@ -34,6 +34,18 @@ AUDIT_POLICY = {
     "omitStages": ["RequestReceived"],
     "rules": [{"level": "Metadata"}],
 }
+AUDIT_RULE_WITH_BODIES = {
+    "level": "RequestResponse",
+    "verbs": ["create", "update", "patch", "delete"],
+    "resources": [
+        {"group": "", "resources": ["pods", "pods/status"]},
+        {"group": "batch", "resources": ["jobs"]},
+        {"group": "trainyard.dev", "resources": ["*"]},
+    ],
+    "omitManagedFields": True,
+}
+"""For an observer who wants to know what was written, not only that it was."""
+AUDIT_MEGABYTES, AUDIT_MEGABYTES_WITH_BODIES = 200, 20_000
 
 
 @dataclass(frozen=True)
@@ -91,10 +103,12 @@ class Plant:
         self.authority.kubeconfig(layout.kubeconfig, self.api_server, admin, "trainyard-admin")
         service_account_key(layout.pki)
         (layout.pki / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
+        rules = [AUDIT_RULE_WITH_BODIES, *AUDIT_POLICY["rules"]]
+        (layout.pki / "audit-policy-bodies.json").write_text(json.dumps(AUDIT_POLICY | {"rules": rules}))
 
     def components(self, spec: ClusterSpec) -> tuple[Component, ...]:
         """All that `spec` asks for, in the order of starting."""
-        wanted = [self.etcd(), self.kube_apiserver()]
+        wanted = [self.etcd(), self.kube_apiserver(spec)]
         if spec.controllers:
             wanted += [self.controller_manager(spec), self.scheduler()]
         if spec.s3:
@@ -121,7 +135,7 @@ class Plant:
         }
         return self._program("etcd", flags, HttpProbe(f"{client}/health"))
 
-    def kube_apiserver(self) -> Component:
+    def kube_apiserver(self, spec: ClusterSpec) -> Component:
         flags = {
             "bind-address": self.host,
             "advertise-address": self.host,
@@ -151,9 +165,10 @@ class Plant:
             "endpoint-reconciler-type": "none",
             "authorization-mode": "RBAC",
             "enable-admission-plugins": ADMISSION,
-            "audit-policy-file": self._pki("audit-policy.json"),
+            "audit-policy-file": self._pki(f"audit-policy{'-bodies' if spec.audit_bodies else ''}.json"),
             "audit-log-path": self.layout.logs / "audit.log",
-            "audit-log-maxsize": "200",
+            # Who reads the bodies reads all of them: nothing may be rotated away meanwhile.
+            "audit-log-maxsize": AUDIT_MEGABYTES_WITH_BODIES if spec.audit_bodies else AUDIT_MEGABYTES,
             "audit-log-maxbackup": "1",
             "profiling": "false",
         }

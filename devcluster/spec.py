@@ -66,6 +66,8 @@ class ClusterSpec(_Document):
     """How long after a node's last heartbeat it counts as unreachable. Heartbeats are 10 s apart."""
     images: Path | None = None
     """JSON file of images that the nodes know besides their own, see `devcluster.node.images`."""
+    audit_bodies: bool = False
+    """Whether the audit log has the bodies of what is written to pods, Jobs and our own kinds."""
     killed: tuple[str, ...] = ()
     owner: ProcessRecord | None = None
     """The cluster ends when this process is gone, such as a test run that was killed."""

@@ -1,0 +1,346 @@
+"""A seeded bad day: two operators behind the proxy, jobs of every fate, and in every round something that dies or is edited.
+
+What is random is drawn from the seed alone, so that the same seed does the same things in the same order; when they meet the
+operator is up to the machine.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trainyard_operator.cluster import (
+    NAMESPACES,
+    PODS,
+    TRAINING_BUDGETS,
+    TRAINING_JOBS,
+    TRAINING_SERVICES,
+    Cluster,
+    ClusterError,
+    ConflictError,
+    NotFoundError,
+    RejectedError,
+)
+
+from devcluster import Cluster as Devcluster
+from devcluster.node.process import Process
+from tests.chaos.observer import Expected, Findings, Glimpse, observe, pod_fact
+from tests.chaos.proxy import Proxy
+from tests.operator.harness import Operator, Yard, free_port, leading
+
+ROOT = Path(__file__).resolve().parents[2]
+Object = dict[str, Any]
+SERVICES: dict[str, Object] = {
+    "cold": {"maxInstances": 3},
+    "warm": {"maxInstances": 2, "minInstances": 1},
+}
+EXECUTION = {"drainSeconds": 3, "backoffSeconds": 0, "maxDisruptions": 500}
+BUDGET_MINUTES = 10**6
+OVER = {"Succeeded", "Failed", "Aborted"}
+
+# What each attempt does, and the states in which such a job may end. An attempt that is disturbed is made again.
+FATES: tuple[tuple[str, list[Object], set[str]], ...] = (
+    ("succeeds", [{"steps": 3, "pause": 0.3}], {"Succeeded"}),
+    ("long", [{"steps": 12, "pause": 0.3}], {"Succeeded"}),
+    ("fails-once", [{"exit": 1}, {}], {"Succeeded"}),
+    ("interrupted", [{"exit": 75}, {}], {"Succeeded"}),
+    ("crashes", [{"kill": True}, {}], {"Succeeded"}),
+    ("silent", [{"silent": 1}], {"Succeeded"}),
+    ("bad-data", [{"exit": 65, "message": "a.xml:17: xmax 10 < xmin 40"}], {"Failed"}),
+    ("hopeless", [{"exit": 1}], {"Failed"}),
+)
+
+
+@dataclass
+class Play:
+    """One day in a namespace of its own."""
+
+    devcluster: Devcluster
+    folder: Path
+    seed: int
+    rate: float = 0.05
+    """Share of the operators' requests and watch events that meet a fault."""
+    patience: float = 300.0
+    """Seconds for what an undisturbed cluster does in a few."""
+    deeds: Counter[str] = field(default_factory=Counter)
+    expected: Expected = field(
+        default_factory=lambda: Expected({n: s["maxInstances"] for n, s in SERVICES.items()}, {})
+    )
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.namespace = f"chaos-{self.seed}-{time.time_ns() % 10**6}"
+        self.glimpses: list[Glimpse] = []
+        self.operators: list[Operator] = []
+        self.rare = self.random.sample(RARE, len(RARE))
+
+    async def run(self, rounds: int, say: Callable[[str], None] = lambda _: None) -> Findings:
+        """Play `rounds`, let the dust settle, and have the history judged."""
+        log = self.devcluster.layout.logs / "audit.log"
+        start = log.stat().st_size if log.exists() else 0
+        self.api = await Cluster.connect(str(self.devcluster.kubeconfig), seconds=20)
+        self.yard = Yard(self.api, self.namespace, None)
+        self.proxy = Proxy(self.api.server, self.api.ssl_context, self.seed, self.rate)
+        try:
+            async with self._operators():
+                for number in range(rounds):
+                    deed = await self._round(number)
+                    await self._glimpse()
+                    say(f"seed {self.seed}, round {number + 1}/{rounds}: {deed}")
+                self.proxy.rate = 0.0
+                await self._at_rest()
+            await self._glimpse()
+        finally:
+            await self.proxy.stop()
+            await self.api.close()
+        return observe(log, start, self.namespace, self.expected, self.glimpses)
+
+    # --- the stage ----------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _operators(self) -> AsyncIterator[None]:
+        port = free_port()
+        await self.proxy.start(port)
+        await self._patiently(lambda: self._make(NAMESPACES, {"metadata": {"name": self.namespace}}))
+        self.devcluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", self.namespace, timeout=120)
+        for name, scaling in SERVICES.items():
+            await self._patiently(
+                lambda name=name, scaling=scaling: self.yard.service(name, scaling=scaling, execution=EXECUTION)
+            )
+        await self._patiently(lambda: self.yard.budget(trainingMinutes=BUDGET_MINUTES, period="Total"))
+        kubeconfig = self._through_the_proxy(port)
+        for name in ("first", "second"):
+            operator = Operator(
+                kubeconfig,
+                self.namespace,
+                self.folder / f"{name}.log",
+                identity=name,
+                lease_seconds=10,
+                request_seconds=5,
+                # Watch events are dropped here, which no API server does: only lists can mend that.
+                resync_seconds=4,
+                lost_node_seconds=3600,
+                keep_finished_seconds=60,
+            )
+            self.operators.append(operator)
+            operator.start()
+        keeper = asyncio.create_task(self._keep_operators())
+        try:
+            await leading(self.operators, self.patience)
+            yield
+        finally:
+            keeper.cancel()
+            for operator in self.operators:
+                operator.kill()
+
+    def _through_the_proxy(self, port: int) -> Path:
+        config = yaml.safe_load(self.devcluster.kubeconfig.read_text())
+        config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{port}"}
+        config["users"][0]["user"] = {}
+        kubeconfig = self.folder / "through-the-proxy"
+        kubeconfig.write_text(yaml.safe_dump(config))
+        return kubeconfig
+
+    async def _make(self, resource: Any, body: Object) -> None:
+        await self.api.create(resource, {"apiVersion": resource.api_version, "kind": resource.kind} | body)
+
+    async def _keep_operators(self) -> None:
+        """Operators end when they must (a lost lease, a broken watch); whoever runs them starts them again."""
+        while True:
+            await asyncio.sleep(0.5)
+            for operator in self.operators:
+                if operator.process is not None and operator.process.poll() is not None:
+                    self.deeds["operator ended by itself"] += 1
+                    operator.start()
+
+    async def _glimpse(self) -> None:
+        found: list[Glimpse] = []
+
+        async def look() -> None:
+            items, version = await self.api.list_at(PODS, self.namespace)
+            facts = (pod_fact(item) for item in items)
+            found.append(Glimpse(version, tuple(fact for fact in facts if fact)))
+
+        await self._patiently(look)
+        self.glimpses += found
+
+    # --- a round ------------------------------------------------------------------------------------------------------------
+
+    async def _round(self, number: int) -> str:
+        fate, attempts, states = self.random.choice(FATES)
+        name = f"{fate}-{number}"
+        policy = {"maxAttempts": 2 if fate == "hopeless" else 100, "priority": self.random.randrange(3)}
+        service = self.random.choice(sorted(SERVICES))
+        self.expected.ends[name] = set(states)
+        await self._patiently(lambda: self.yard.job(name, *attempts, service=service, policy=policy))
+        # Every kind of the rare ones comes up before one comes again.
+        deed = self.rare[number // 4 % len(self.rare)] if number % 4 == 1 else self.random.choice(USUAL)
+        word = deed.__name__.strip("_").replace("_", " ")
+        self.deeds[word] += 1
+        await deed(self)
+        await asyncio.sleep(self.random.uniform(0.2, 1.5))
+        return f"{name}, {word}"
+
+    async def _kill_operator(self) -> None:
+        operator = self.random.choice(self.operators)
+        operator.kill()
+        operator.start()
+
+    async def _kill_leader(self) -> None:
+        operator = await leading(self.operators, self.patience)
+        operator.kill()
+        operator.start()
+
+    async def _edit(self) -> None:
+        """A user writes what is his while the operator writes what is its."""
+        name = self._any_job()
+        priority, word = self.random.randrange(9), self.random.random()
+        path = "/spec/policy/priority"
+        await self._patiently(lambda: self.yard.edit(name, description=f"edited {word}"))
+        await self._patiently(
+            lambda: self.api.patch(
+                TRAINING_JOBS, self.namespace, name, [{"op": "add", "path": path, "value": priority}]
+            )
+        )
+
+    async def _stop_and_resume(self) -> None:
+        name, pause = self._any_job(), self.random.uniform(0.0, 2.0)
+        await self._patiently(lambda: self.yard.edit(name, suspend=True))
+        await asyncio.sleep(pause)
+        await self._patiently(lambda: self.yard.edit(name, suspend=False))
+
+    async def _abort(self) -> None:
+        name = self._any_job()
+        self.expected.ends[name].add("Aborted")
+        await self._patiently(lambda: self.yard.edit(name, end="Abort"))
+
+    async def _finish(self) -> None:
+        """What has a checkpoint publishes it; what has none has nothing to publish."""
+        name = self._any_job()
+        self.expected.ends[name] |= {"Canceled", "Succeeded"}
+        await self._patiently(lambda: self.yard.edit(name, end="Finish"))
+
+    async def _rerun(self) -> None:
+        name = self._any_job()
+        await self._patiently(lambda: self.yard.edit(name, rerun=1))
+
+    async def _delete_pod(self) -> None:
+        """As `kubectl delete pod` and every drain of a node does."""
+        pods: list[Object] = []
+
+        async def look() -> None:
+            pods[:] = await self.api.list_all(PODS, self.namespace, labels="trainyard.dev/service")
+
+        await self._patiently(look)
+        live = sorted(pod["metadata"]["name"] for pod in pods if (fact := pod_fact(pod)) and fact.live)
+        if live:
+            path = PODS.path(self.namespace, self.random.choice(live))
+            await self._patiently(lambda: self.api.request("DELETE", path))
+
+    async def _kill_trainer(self) -> None:
+        """SIGKILL to the first process of a container."""
+        pids = sorted(self._trainers())
+        if pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.random.choice(pids), signal.SIGKILL)
+
+    def _trainers(self) -> Iterator[int]:
+        for run in self.devcluster.layout.node_state(0).glob("pods/*/containers/trainer/*"):
+            process = Process.adopt(run)
+            if process is not None and (pid := process.pid) is not None:
+                yield pid
+
+    async def _reset(self) -> None:
+        """The service's reset ends all its executions; they run again and are not charged."""
+        name = self.random.choice(sorted(SERVICES))
+        count = self.deeds["reset"]
+        await self._patiently(lambda: self.yard.patch_service(name, reset=count))
+
+    async def _pause(self) -> None:
+        name = self.random.choice(sorted(SERVICES))
+        await self._patiently(lambda: self.yard.patch_service(name, paused=True))
+        await asyncio.sleep(self.random.uniform(0.0, 2.0))
+        await self._patiently(lambda: self.yard.patch_service(name, paused=False))
+
+    async def _api_server(self) -> None:
+        await asyncio.to_thread(self.devcluster.restart, "kube-apiserver")
+
+    async def _etcd(self) -> None:
+        await asyncio.to_thread(self.devcluster.restart, "etcd")
+
+    async def _node(self) -> None:
+        """The power of the node is cut, with every trainer on it."""
+        await asyncio.to_thread(self.devcluster.kill_node, 0)
+        await asyncio.to_thread(self.devcluster.restart_node, 0)
+
+    def _any_job(self) -> str:
+        """The youngest ones are the likeliest to live."""
+        names = list(self.expected.ends)
+        return names[-1 - min(int(self.random.expovariate(0.7)), len(names) - 1)]
+
+    # --- waiting ------------------------------------------------------------------------------------------------------------
+
+    async def _patiently(self, call: Callable[[], Awaitable[Any]]) -> None:
+        """What a user does is repeated until the API server takes it; that it had taken it already is fine, a refusal too."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                await call()
+                return
+            except (ConflictError, NotFoundError, RejectedError):
+                return
+            except ClusterError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.3)
+
+    async def _at_rest(self) -> None:
+        """Wait until every job has come to its end and nothing is held any more; the observer says what has not."""
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            try:
+                if await self._is_at_rest():
+                    return
+            except ClusterError:
+                pass
+            await asyncio.sleep(0.3)
+
+    async def _is_at_rest(self) -> bool:
+        jobs = await self.api.list_all(TRAINING_JOBS, self.namespace)
+        services = await self.api.list_all(TRAINING_SERVICES, self.namespace)
+        budgets = await self.api.list_all(TRAINING_BUDGETS, self.namespace)
+        held = [budget for budget in budgets if (budget.get("status") or {}).get("reservations")]
+        batches = [s for s in services if ((s.get("status") or {}).get("admission") or {}).get("jobs")]
+        return all(_is_over(job) for job in jobs) and not held and not batches
+
+
+def _is_over(job: Object) -> bool:
+    spec, status = job["spec"], job["status"]
+    if (status.get("run") or 0) < spec.get("rerun", 0) or status.get("current"):
+        return False
+    return status["state"] in OVER or (status["state"] == "Canceled" and spec.get("end") == "Finish")
+
+
+Deed = Callable[[Play], Awaitable[None]]
+USUAL: tuple[Deed, ...] = (
+    Play._kill_operator,
+    Play._kill_leader,
+    Play._edit,
+    Play._stop_and_resume,
+    Play._abort,
+    Play._finish,
+    Play._rerun,
+    Play._delete_pod,
+    Play._kill_trainer,
+    Play._reset,
+    Play._pause,
+)
+RARE: tuple[Deed, ...] = (Play._api_server, Play._etcd, Play._node)

@@ -1,0 +1,22 @@
+"""The cluster in which the bad days are played."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from devcluster import Cluster, processes
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")
+
+
+@contextmanager
+def stage(state: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Cluster]:
+    """A cluster of its own, for its parts are killed: one node, our kinds, and bodies in its audit log."""
+    owner = processes.record(os.getpid())
+    with Cluster.start("chaos", state=state, nodes=1, audit_bodies=True, owner=owner, say=say) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"), timeout=180)
+        names = [f"crd/{kind}.trainyard.dev" for kind in KINDS]
+        cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=120s", timeout=180)
+        yield cluster

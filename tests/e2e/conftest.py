@@ -36,7 +36,10 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     state = tmp_path_factory.mktemp("e2e") / "cluster"
     with Cluster.start("e2e", nodes=1, gpus=1, s3=True, state=state, owner=processes.record(os.getpid())) as cluster:
         install(cluster, values)
-        yield Yard(cluster, give_storage(cluster, NAMESPACE, BUCKET))
+        storage = give_storage(cluster, NAMESPACE, BUCKET)
+        # All of these tests run where nothing but the restricted standard is let in.
+        cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+        yield Yard(cluster, storage)
 
 
 @pytest.fixture(scope="session")

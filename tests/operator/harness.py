@@ -114,6 +114,17 @@ class Operator:
             return 0, ""
 
 
+async def leading(operators: list[Operator], seconds: float = 60) -> Operator:
+    """The one that leads now, as soon as one does."""
+    deadline = time.monotonic() + seconds
+    while True:
+        for operator in operators:
+            if "trainyard_leader 1.0" in (await asyncio.to_thread(operator.get, "/metrics"))[1]:
+                return operator
+        assert time.monotonic() < deadline, f"nobody leads:\n{operators[0].log.read_text()[-3000:]}"
+        await asyncio.sleep(0.1)
+
+
 class Yard:
     """A namespace with the operator's objects in it, and short words for what tests do there."""
 

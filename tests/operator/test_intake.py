@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from trainyard_api.report import MAX_REPORT_BYTES
 from trainyard_operator import tls
 from trainyard_operator.cluster import PODS, TRAINING_JOBS, Cluster, StaleError
-from trainyard_operator.intake import PATH, Intake, serve, server_context
+from trainyard_operator.intake import PATH, STANDBY_PATH, Intake, serve, server_context
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.tokens import TokenError, Verifier
 
@@ -191,6 +191,25 @@ async def test_who_is_not_the_pod_of_the_attempt_is_refused(bench: Bench):
     assert await refused(real, good | {"job": "nobody"}) == (404, "NoSuchJob")
     assert await refused(real, good | {"uid": "another"}) == (404, "OtherJob")
     assert "progress" not in await bench.status()
+
+
+async def test_work_is_given_to_warm_pods_of_ours_alone(bench: Bench):
+    bench.urls.append(bench.urls[0].replace(PATH, STANDBY_PATH))
+
+    async def refused(token: str | None) -> tuple[int, str]:
+        status, answer = await bench.post({}, token, url=-1)
+        return status, answer["reason"]
+
+    assert await refused(None) == (401, "NoToken")
+    assert await refused(await bench.token("other", audience="https://kubernetes.default.svc")) == (401, "BadToken")
+    token = await bench.token("other")
+    assert await refused(token) == (403, "NoStandby")
+    other = await bench.api.get(PODS, bench.namespace, "other")
+    await bench.api.delete(PODS, bench.namespace, "other", uid=other["metadata"]["uid"], grace_seconds=0)
+    assert await refused(token) == (410, "NoSuchPod")
+    # Another pod of that name is not the one that the token is bound to.
+    await bench.api.create(PODS, pod(bench.namespace, "other"))
+    assert await refused(token) == (410, "NoSuchPod")
 
 
 async def test_a_token_that_is_bound_to_no_pod_is_refused(bench: Bench):

@@ -89,6 +89,8 @@ async def installed(
     mode = request.param
     namespace = f"rights-{mode}-{time.time_ns() % 10**8}"
     crds.kubectl("create", "namespace", namespace)
+    # Cold starts, warm instances and gangs: all of them are let in where the restricted standard is enforced.
+    crds.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     settings = ["crds.create=false", "userRoles.create=false", "podPolicy.create=false"]
     settings += [f"watchNamespaces={{{namespace}}}"] if mode == "namespaces" else []
     rendered = render(*settings, release=namespace, namespace=namespace)

@@ -3,7 +3,8 @@
 Python imports a module of this name at its start, so that PYTHONPATH alone makes any Python image this trainer. What it does
 is told by FAKE_TRAINER: a JSON list with an object for each attempt, the last one for all that follow:
 `steps` and `pause` (seconds per step), `exit` with `reason` and `message`, `silent` (no report after this step), `hang`
-(never ends by itself), `deaf` (ignores SIGTERM), `kill` (a child, by signal 9), `version` (with exit 78).
+(never ends by itself), `deaf` (ignores SIGTERM), `kill` (a child, by signal 9), `version` (with exit 78), `obeys` (publishes
+when the answer to a report asks it to finish).
 """
 
 import json
@@ -102,6 +103,7 @@ class Trainer:
         self.step = 0
         self.steps = plan.get("steps", 3)
         self.began = time.monotonic()
+        self.asked_to_finish = False
         self.opener = opener(spec["intake"])
 
     def train(self) -> int:
@@ -115,6 +117,8 @@ class Trainer:
             time.sleep(plan.get("pause", 0.05))
             self.step += 1
             self.report("Training", must=self.step == 1)
+            if plan.get("obeys") and self.asked_to_finish:
+                return self.end(0, "FinishedEarly", "finished as asked")
         while plan.get("hang"):
             time.sleep(1)
             self.report("Training")
@@ -186,6 +190,7 @@ class Trainer:
         request = urllib.request.Request(self.spec["intake"]["url"], json.dumps(body).encode(), headers)
         try:
             with self.opener.open(request, timeout=5) as answer:
+                self.asked_to_finish = json.loads(answer.read()).get("end") == "Finish"
                 return answer.status, 0.0
         except urllib.error.HTTPError as error:
             print(

@@ -1,0 +1,77 @@
+"""How long nobody decides after the leader was killed with SIGKILL: `make bench-failover`.
+
+Two replicas with the chart's lease; the leader is killed at a random moment between two renewals, a job is applied, and the time
+until its state is written is measured. Prints a line for each round, and as the last line one JSON object.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from observe import percentiles
+from trainyard_operator.cluster import NAMESPACES, Cluster
+
+from devcluster import Cluster as Devcluster
+from tests.operator.harness import Operator, Yard, leading
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMESPACE = "failover"
+GOAL_SECONDS = 2.0
+"""Beyond the lease's duration."""
+
+
+async def rounds(devcluster: Devcluster, folder: Path, lease: float, count: int) -> list[float]:
+    api = await Cluster.connect(str(devcluster.kubeconfig))
+    await api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    yard = Yard(api, NAMESPACE, None)
+    await yard.service("fake", scaling={"maxInstances": 0})
+    pair = [
+        Operator(devcluster.kubeconfig, NAMESPACE, folder / f"{name}.log", identity=name, lease_seconds=lease)
+        for name in ("first", "second")
+    ]
+    found: list[float] = []
+    try:
+        for operator in pair:
+            operator.start()
+        for number in range(count):
+            for operator in pair:
+                await operator.serving()
+            leader = await leading(pair)
+            await asyncio.sleep(random.uniform(0, lease / 5))
+            leader.kill()
+            killed = time.monotonic()
+            await yard.job(f"late-{number}", {})
+            await yard.until(f"late-{number}", lambda status: status["state"] != "Created", 10 * lease)
+            found.append(time.monotonic() - killed)
+            print(f"round {number + 1}: {found[-1]:.2f} s", file=sys.stderr)
+            leader.start()
+    finally:
+        for operator in pair:
+            operator.kill()
+        await api.close()
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--lease", type=float, default=15.0, help="seconds, as operator.leaseSeconds of the chart")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="failover-"))
+    with Devcluster.start("failover", state=folder / "cluster") as devcluster:
+        devcluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        devcluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainyard.dev", "--timeout=30s")
+        seconds = asyncio.run(rounds(devcluster, folder, given.lease, given.rounds))
+    told = {"lease_seconds": given.lease, "rounds": given.rounds, "decides_after": percentiles(seconds)}
+    reached = max(seconds) <= given.lease + GOAL_SECONDS
+    print(json.dumps(told | {"max_seconds": round(max(seconds), 2), "goal_reached": reached}))
+    return 0 if reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -329,6 +330,7 @@ def test_whatever_happens(steps: list[tuple[int, int]]):
     play.comes_to_rest()
 
 
+@pytest.mark.timeout(900)
 @given(st.integers(0, 2**32))
 @settings(
     max_examples=TRUNKS, deadline=None, suppress_health_check=list(HealthCheck), phases=(Stage.explicit, Stage.generate)

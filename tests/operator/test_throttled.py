@@ -17,12 +17,12 @@ async def test_a_job_whose_progress_is_throttled_is_not_stalled(
 ):
     operator = Operator(crds.kubeconfig, namespace, tmp_path / "operator.log", progress_writes_per_second=0.001)
     yard = Yard(api, namespace, operator)
-    await yard.service("fake", execution={"stallTimeoutSeconds": 6, "maxAttempts": 1})
+    await yard.service("fake", execution={"stallTimeoutSeconds": 10, "maxAttempts": 1})
     try:
         operator.start()
         await operator.ready()
-        # Three times as long as the silence that would be a stall.
-        await yard.job("throttled", {"steps": 45, "pause": 0.4})
+        # Twice as long and more as the silence that would be a stall.
+        await yard.job("throttled", {"steps": 50, "pause": 0.5})
         status = await yard.finished("throttled")
         metrics = operator.get("/metrics")[1]
     finally:

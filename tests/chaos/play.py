@@ -68,7 +68,7 @@ class Play:
     seed: int
     rate: float = 0.05
     """Share of the operators' requests and watch events that meet a fault."""
-    patience: float = 300.0
+    patience: float = 1200.0
     """Seconds for what an undisturbed cluster does in a few."""
     deeds: Counter[str] = field(default_factory=Counter)
     expected: Expected = field(

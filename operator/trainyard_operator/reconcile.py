@@ -35,9 +35,8 @@ from trainyard_operator.cluster import (
     status_operations,
 )
 from trainyard_operator.decide import admission, budget, lifecycle, parse, service
-from trainyard_operator.decide.case import open_attempts
 from trainyard_operator.decide.diagnosis import workload_of
-from trainyard_operator.decide.jobs import service_name_of
+from trainyard_operator.decide.jobs import open_attempts, service_name_of
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     Action,

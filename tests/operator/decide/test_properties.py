@@ -88,6 +88,9 @@ class Play:
         parts = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | list | set)}
         forked = object.__new__(Play)
         vars(forked).update(vars(self) | parts | {"world": self.world.fork()})
+        # What is kept as things come and go is its own, and goes on from what there is.
+        objects = [each for each in self.counted.values() if isinstance(each, JobView)]
+        forked.tally = Tally(objects, [each for each in self.counted.values() if isinstance(each, AttemptPod)])
         return forked
 
     # --- everything that may happen now -----------------------------------------------------------------------------------

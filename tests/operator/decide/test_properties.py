@@ -64,6 +64,8 @@ class Play:
     used: dict[tuple[str, int, int], int] = field(default_factory=dict)
     """Training time that each ended attempt counts with."""
     reserved: set[Reservation] = field(default_factory=set)
+    sums: bool = True
+    """Whether the tally is looked at, too."""
     tally: Tally = field(default_factory=Tally)
     """Of the service, kept as its jobs and pods change."""
     counted: dict[str, JobView | AttemptPod] = field(default_factory=dict)
@@ -88,9 +90,7 @@ class Play:
         parts = {name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | list | set)}
         forked = object.__new__(Play)
         vars(forked).update(vars(self) | parts | {"world": self.world.fork()})
-        # What is kept as things come and go is its own, and goes on from what there is.
-        objects = [each for each in self.counted.values() if isinstance(each, JobView)]
-        forked.tally = Tally(objects, [each for each in self.counted.values() if isinstance(each, AttemptPod)])
+        forked.sums = False
         return forked
 
     # --- everything that may happen now -----------------------------------------------------------------------------------
@@ -217,7 +217,8 @@ class Play:
 
     def check(self) -> None:
         world = self.world
-        self._sums_are_right()
+        if self.sums:
+            self._sums_are_right()
         taken = admission.occupied(world.service_snapshot(SERVICE))
         if self.lost:
             # A pod of a deleted job that came back with its lost node may count again; nothing can be done about it.

@@ -22,6 +22,13 @@ from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Watch
 
 EVENTS_AT_ONCE = 50
+OPENING_SECONDS = 60.0
+
+
+class NotWatchingError(Exception):
+    """A kind is not watched; only a new process looks for it again."""
+
+    expected = True
 
 
 class Shell:
@@ -74,10 +81,21 @@ class Shell:
             if turn % EVENTS_AT_ONCE == 0:
                 await asyncio.sleep(0)  # a long list must not keep the loop from the lease
 
-    async def watching(self) -> None:
-        """Wait until the watch of every kind has been opened: a list made from then on misses nothing."""
-        for opened in self._opened.values():
-            await opened.wait()
+    async def watching(self, seconds: float = OPENING_SECONDS) -> None:
+        """Wait until the watch of every kind has been opened: a list made from then on misses nothing.
+
+        Raises NotWatchingError after `seconds`: Kopf looks for the kinds once, as it starts, and leaves out what it did not find.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                for opened in self._opened.values():
+                    await opened.wait()
+        except TimeoutError:
+            missing = ", ".join(plural for plural, opened in self._opened.items() if not opened.is_set())
+            raise NotWatchingError(
+                f"there is no watch of {missing} after {seconds:.0f} s; beginning anew. Should that not help, see whether the "
+                "definitions are installed (kubectl get crd) and whether the operator may list and watch them"
+            ) from None
 
     async def _login(self, **_: Any) -> kopf.AiohttpSession:
         """A session for Kopf with the credentials of now; Kopf asks again when the API server refuses them."""

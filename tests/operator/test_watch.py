@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 from trainyard_operator import probes
 from trainyard_operator.cache import Cache
+from trainyard_operator.cluster import Cluster
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.probes import Heartbeat, Probes
 from trainyard_operator.queue import WorkQueue
+from trainyard_operator.settings import Settings
+from trainyard_operator.shell import NotWatchingError, Shell
 from trainyard_operator.watch import Key, Kind, Watch
 
 Object = dict[str, Any]
@@ -180,6 +183,17 @@ async def test_a_dead_watch_a_stuck_queue_and_a_late_loop_are_found(watch: Watch
     assert len(found) == len(watch.watched)
     watch.alive("pods")
     assert not any("watch of pods" in trouble for trouble in health.troubles())
+
+
+async def test_a_kind_that_was_not_found_at_the_start_ends_the_process(watch: Watch):
+    shell = Shell(Cluster(None), watch, Settings())  # pyright: ignore[reportArgumentType] nothing is asked
+    for name, opened in shell._opened.items():
+        if name != "pods":
+            opened.set()
+    with pytest.raises(NotWatchingError, match=r"no watch of pods after 0 s; beginning anew"):
+        await shell.watching(seconds=0.01)
+    shell._opened["pods"].set()
+    await shell.watching(seconds=0.01)
 
 
 async def test_jobs_that_are_alike_share_what_is_kept_of_them(watch: Watch):

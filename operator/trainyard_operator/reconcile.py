@@ -32,6 +32,7 @@ from trainyard_operator.cluster import (
     RejectedError,
     Resource,
     StaleError,
+    controller_uid,
     status_operations,
 )
 from trainyard_operator.decide import admission, budget, lifecycle, parse, service
@@ -265,10 +266,14 @@ class Reconciler:
         """
         namespace = job.metadata.namespace
         for attempt in open_attempts(job.status):
-            for cache, name in ((self._caches.attempt_jobs, attempt.job_name), (self._caches.pods, attempt.pod_name)):
+            for cache, name, uid in (
+                (self._caches.attempt_jobs, attempt.job_name, attempt.job_uid),
+                (self._caches.pods, attempt.pod_name, attempt.pod_uid),
+            ):
                 if name and cache.entry((namespace, name)) is None:
                     found = await self._cluster.find(cache.resource, namespace, name)
-                    if found is not None:
+                    # One that has only the name belongs to somebody else, who is told when it is to be made.
+                    if found is not None and (uid or controller_uid(found) == job.metadata.uid):
                         cache.apply(found)
             held = self._caches.attempt_jobs.get((namespace, attempt.job_name))
             going = held is None or held.finished is not None or held.metadata.deletion_time is not None

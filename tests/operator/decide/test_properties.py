@@ -334,6 +334,7 @@ def test_whatever_happens(steps: list[tuple[int, int]]):
     play.comes_to_rest()
 
 
+@pytest.mark.training
 @pytest.mark.timeout(900)
 @given(st.integers(0, 2**32))
 @settings(

@@ -193,6 +193,15 @@ class Cluster:
         """Runs kubectl as administrator and returns its standard output. Raises CommandError, with `check`."""
         return self._run([str(self.layout.programs / "kubectl"), *arguments], stdin, check, timeout)
 
+    def define(self, folder: Path) -> None:
+        """Applies the CustomResourceDefinitions of a folder and waits until the API server answers for them."""
+        files = ("--filename", str(folder))
+        self.kubectl("apply", "--server-side", "--force-conflicts", *files, timeout=180)
+        self.kubectl("wait", "--for=condition=Established", *files, "--timeout=120s", timeout=180)
+        names = self.kubectl("get", *files, "--output=jsonpath={.items[*].metadata.name}").split()
+        # They are Established before their storage answers; kubectl asks again until it does.
+        self.kubectl("get", ",".join(names))
+
     def helm(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout: float = 180) -> str:
         """As `kubectl`, with Helm (built at the first use)."""
         return self._run([str(programs_folder(HELM) / "helm"), *arguments], stdin, check, timeout)

@@ -120,14 +120,7 @@ def nodes(cluster: Cluster) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def crds(cluster: Cluster) -> Cluster:
     """The cluster with Trainyard's custom resources, as committed."""
-    folder = str(Path(__file__).resolve().parent.parent / "crds")
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename", folder)
-    kinds = [
-        f"{kind}.trainyard.dev" for kind in ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")
-    ]
-    cluster.kubectl("wait", "--for=condition=Established", *(f"crd/{kind}" for kind in kinds), "--timeout=30s")
-    # They are Established before their storage answers; kubectl asks again until it does.
-    cluster.kubectl("get", ",".join(kinds))
+    cluster.define(Path(__file__).resolve().parent.parent / "crds")
     return cluster
 
 

@@ -170,8 +170,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Devcluster.start("bench", state=Path(folder) / "cluster") as devcluster,
     ):
-        devcluster.kubectl("apply", "--server-side", "--filename", str(ROOT / "crds"))
-        devcluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainyard.dev", "--timeout=30s")
+        devcluster.define(ROOT / "crds")
         log = Path(folder) / "operator.log"
         with operator_process(devcluster.kubeconfig, log, default_cpu="100m"):
             try:

@@ -64,8 +64,7 @@ def main() -> int:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="failover-"))
     with Devcluster.start("failover", state=folder / "cluster") as devcluster:
-        devcluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        devcluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainyard.dev", "--timeout=30s")
+        devcluster.define(ROOT / "crds")
         seconds = asyncio.run(rounds(devcluster, folder, given.lease, given.rounds))
     told = {"lease_seconds": given.lease, "rounds": given.rounds, "decides_after": percentiles(seconds)}
     reached = max(seconds) <= given.lease + GOAL_SECONDS

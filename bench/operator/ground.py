@@ -167,8 +167,7 @@ def ground(folder: Path) -> Iterator[Ground]:
     state = folder / "cluster"
     with Cluster.start("bench", state=state, owner=owner, node_grace_seconds=NODE_GRACE_SECONDS) as cluster:
         cluster.kubectl("create", "namespace", NAMESPACE)
-        cluster.kubectl("apply", "--server-side", "--filename", str(ROOT / "crds"))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainyard.dev", "--timeout=30s")
+        cluster.define(ROOT / "crds")
         cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(node(index) for index in range(NODES)))
         config = folder / "kwok.yaml"
         config.write_text(yaml.safe_dump_all([CONFIGURATION, *STAGES]))

@@ -250,10 +250,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         log, owner = Path(folder) / "operator.log", processes.record(os.getpid())
         with Devcluster.start("bench", state=Path(folder) / "cluster", owner=owner, controllers=False) as devcluster:
-            devcluster.kubectl(
-                "apply", "--server-side", "--filename", str(Path(__file__).resolve().parents[2] / "crds")
-            )
-            devcluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+            devcluster.define(Path(__file__).resolve().parents[2] / "crds")
             try:
                 result = asyncio.run(measure(devcluster, log, options))
             except BaseException:

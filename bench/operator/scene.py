@@ -62,9 +62,8 @@ class Scene:
             await answer.read()
             self.applied[name] = time.perf_counter()
 
-    async def burst(self, prefix: str, count: int, seconds: float) -> Object:
-        """`count` objects as quickly as `CLIENTS` connections take them, until all have succeeded."""
-        before, began = await usage(self.api, self.pids), time.perf_counter()
+    async def apply_all(self, prefix: str, count: int) -> None:
+        """`count` objects as quickly as `CLIENTS` connections take them."""
         names = iter([f"{prefix}-{number}" for number in range(count)])
 
         async def client() -> None:
@@ -72,6 +71,11 @@ class Scene:
                 await self.apply(name)
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
+
+    async def burst(self, prefix: str, count: int, seconds: float) -> Object:
+        """`count` objects as quickly as `CLIENTS` connections take them, until all have succeeded."""
+        before, began = await usage(self.api, self.pids), time.perf_counter()
+        await self.apply_all(prefix, count)
         applied = time.perf_counter()
         await self.stamps.until("succeeded", count, seconds)
         cost = (await usage(self.api, self.pids)).since(before)

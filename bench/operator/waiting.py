@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 from ground import NAMESPACE, Ground
 from observe import cpu_seconds, percentiles, resident_bytes, usage
-from scene import CLIENTS, Scene, per_object
+from scene import Scene, per_object
 from systems import PROBE_PORT, SERVICE, Trainyard
 from trainyard_operator.cluster import TRAINING_SERVICES, Cluster
 
@@ -55,13 +55,7 @@ async def waiting(ground: Ground, count: int, slots: int, seconds: float, *, res
 
 async def _fill(scene: Scene, count: int) -> Object:
     before, began = await usage(scene.api, scene.pids), time.perf_counter()
-    names = iter([f"waiting-{number}" for number in range(count)])
-
-    async def client() -> None:
-        for name in names:
-            await scene.apply(name)
-
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    await scene.apply_all("waiting", count)
     applied = time.perf_counter() - began
     await scene.stamps.until("queued", count, TOLD_SECONDS)
     cost = (await usage(scene.api, scene.pids)).since(before)

@@ -27,6 +27,7 @@ from trainyard_operator.decide.parse import parse_time
 from trainyard_operator.handover import Refusal, work_for
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.reported import report_operations
+from trainyard_operator.status import OVER
 from trainyard_operator.tokens import Reporter, TokenError, Verifier
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ STANDBY_PATH = "/v1/standby"
 WAIT_SECONDS = 20
 """How long a warm instance waits for one answer."""
 TRIES = 5
-OVER = frozenset({"Succeeded", "Failed", "Aborted", "Canceled", "Stopped"})
 MAX_PODS = 20_000
 VIEW_SECONDS = 5.0
 """How long a job need not be read again for a report that changes nothing in it. So much later at most a trainer hears that it is

@@ -17,6 +17,8 @@ MAX_TEXT = 4096
 ACTIVE = frozenset({JobState.PREPARING, JobState.RUNNING, JobState.STOP_REQUESTED, JobState.STOPPING})
 AS_ASKED = frozenset({JobState.STOPPED, JobState.CANCELED, JobState.ABORTED})
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.ABORTED})
+OVER = TERMINAL | AS_ASKED
+"""Nothing runs, and nothing starts unless somebody asks for it."""
 
 
 def text(message: str) -> str:

@@ -19,12 +19,11 @@ from enum import StrEnum
 from typing import Any
 
 import kopf
-from trainyard_api.trainingjob import JobState
 
 from trainyard_operator import logs
 from trainyard_operator.cache import Cache, Caches, Change, Name
 from trainyard_operator.cluster import JOBS, PODS, Cluster, Object
-from trainyard_operator.decide.admission import may_admit
+from trainyard_operator.decide.admission import may_admit, new_entries
 from trainyard_operator.decide.budget import SPENT, has_time
 from trainyard_operator.decide.jobs import open_attempts, service_name_of
 from trainyard_operator.decide.model import (
@@ -40,13 +39,13 @@ from trainyard_operator.decide.model import (
     VersionView,
 )
 from trainyard_operator.queue import Urgency, WorkQueue
+from trainyard_operator.status import OVER
 
 logger = logging.getLogger(__name__)
 
 SUMS_SECONDS = 0.2
 """A service for which nothing can start is looked at this long after its sums have changed: many changes are one look."""
 STARTING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})
-OVER = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.ABORTED, JobState.CANCELED, JobState.STOPPED})
 
 
 class Kind(StrEnum):
@@ -194,7 +193,7 @@ class Watch:
         old, new = change.old, change.new
         yield Key(Kind.SERVICE, namespace, name), Urgency.HIGH
         yield from self._budgets(namespace)
-        for job in _new_in_batch(old, new):
+        for job in new_entries(old and old.status.admission, new and new.status.admission):
             yield Key(Kind.JOB, namespace, job), Urgency.NORMAL
         told = old is not None and new is not None and _told(old) == _told(new)
         if not told:
@@ -263,10 +262,9 @@ class Watch:
             for namespace in namespaces if namespaces and cache.resource.namespaced else (None,):
                 items, version = await cluster.list_at(cache.resource, namespace, labels=labels)
                 # Most of a list is known already; reading it again would take seconds of a large cluster.
-                news = [item for item in items if not cache.knows(item) and self._readable(cache, item)]
-                present = [item for item in items if cache.knows(item)]
+                present = [item for item in items if cache.knows(item) or self._readable(cache, item)]
                 scope = (namespace,) if namespace else ()
-                for change in cache.replace_all([*present, *news], version, scope):
+                for change in cache.replace_all(present, version, scope):
                     corrections += 1
                     self.wake(change)
         return corrections
@@ -324,12 +322,3 @@ def _told(service: ServiceView) -> tuple[Any, ...]:
     """What of a TrainingService the jobs that wait for it tell their users."""
     conditions = tuple((c.type, c.status, c.reason, c.message) for c in service.status.conditions)
     return service.metadata.uid, service.metadata.generation, service.status.state, conditions
-
-
-def _new_in_batch(old: ServiceView | None, new: ServiceView | None) -> tuple[str, ...]:
-    """Names of the jobs that have come into the batch."""
-    batch = new.status.admission if new is not None else None
-    before = old.status.admission if old is not None else None
-    known = {(entry.uid, entry.run, entry.attempt) for entry in (before.jobs if before else ())}
-    entries = batch.jobs if batch is not None else ()
-    return tuple(entry.name for entry in entries if (entry.uid, entry.run, entry.attempt) not in known)

@@ -8,7 +8,6 @@ from pathlib import Path
 from devcluster import Cluster, processes
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ("trainingjobs", "trainingservices", "trainingbudgets", "modelversions")
 
 
 @contextmanager
@@ -16,7 +15,5 @@ def stage(state: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[
     """A cluster of its own, for its parts are killed: one node, our kinds, and bodies in its audit log."""
     owner = processes.record(os.getpid())
     with Cluster.start("chaos", state=state, nodes=1, audit_bodies=True, owner=owner, say=say) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"), timeout=180)
-        names = [f"crd/{kind}.trainyard.dev" for kind in KINDS]
-        cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=120s", timeout=180)
+        cluster.define(ROOT / "crds")
         yield cluster

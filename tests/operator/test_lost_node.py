@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 async def test_an_attempt_on_a_frozen_node_is_fenced_and_the_next_one_runs_elsewhere(tmp_path: Path):
     with Devcluster.start("frozen", state=tmp_path / "state", nodes=2, node_grace_seconds=15) as devcluster:
-        devcluster.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        devcluster.kubectl("wait", "--for=condition=Established", "crd/trainingjobs.trainyard.dev", "--timeout=30s")
+        devcluster.define(ROOT / "crds")
         api = await Cluster.connect(str(devcluster.kubeconfig))
         await api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vision"}})
         operator = Operator(devcluster.kubeconfig, "vision", tmp_path / "operator.log", lost_node_seconds=5)

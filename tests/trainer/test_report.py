@@ -5,8 +5,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from trainyard_api.status import LabelMetrics, Metrics, Scores
 from trainyard_trainer import report as module
 from trainyard_trainer.report import Reporter
 
+from tests.answering import intake_url, serve
+
 
 class Server:
     """Answers with the codes it is given, one after the other, then 200; keeps what it got."""
@@ -26,26 +27,13 @@ class Server:
         self.got: list[tuple[float, str, dict[str, Any]]] = []
         self.answer: dict[str, Any] = {}
         self.came = threading.Condition()
-        outer = self
+        self.http = serve(self._answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.came:
-                    outer.got.append((time.monotonic(), self.headers["Authorization"], body))
-                    code = outer.codes.pop(0) if outer.codes else 200
-                    outer.came.notify_all()
-                text = json.dumps(outer.answer).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+    def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+        with self.came:
+            self.got.append((time.monotonic(), headers["Authorization"], json.loads(body)))
+            self.came.notify_all()
+            return self.codes.pop(0) if self.codes else 200, json.dumps(self.answer)
 
     def until(self, wanted: Callable[[], bool], seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
@@ -68,7 +56,7 @@ def server() -> Iterator[Server]:
 def spec(server: Server | None, token: Path) -> RunSpec:
     intake = None
     if server is not None:
-        intake = Intake(url=f"http://127.0.0.1:{server.http.server_port}/report", token_path=str(token))
+        intake = Intake(url=intake_url(server.http), token_path=str(token))
     return RunSpec.model_validate(
         {"job": "j", "namespace": "n", "uid": "u" * 12, "architecture": "yard-nano", "task": "Detection", "model": "m",
          "dataset": {"sources": [{"uri": "s3://bucket/data.zip"}]}, "outputURI": "s3://bucket/models", "intake": intake}

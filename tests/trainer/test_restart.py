@@ -4,9 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from trainyard_api.report import ExitCode, Result
 from trainyard_trainer.restart import next_start
 
+from tests.answering import intake_url, serve
 from tests.trainer.runs import run_spec
 
 CRASHED = Result(exit_code=1, reason="RankKilled", message="process 1 of 1 was killed by SIGSEGV", training_seconds=7)
@@ -24,24 +23,13 @@ class Intake:
 
     def __init__(self, *answers: tuple[int, dict[str, Any]]) -> None:
         self.answers, self.reports = list(answers), []
-        outer = self
+        self.http = serve(self._answer)
+        self.address = {"url": intake_url(self.http)}
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.reports.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                code, body = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                text = json.dumps(body).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-        self.address = {"url": f"http://127.0.0.1:{self.http.server_port}/v1/reports"}
+    def _answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
+        self.reports.append(json.loads(body))
+        code, answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return code, json.dumps(answer)
 
 
 @pytest.fixture

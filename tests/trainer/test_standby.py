@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from trainyard_api.run import Intake as IntakeAddress
 from trainyard_trainer.errors import BadSpec, GPUMissing
 from trainyard_trainer.standby import ask, read_standby, warm_up
 
+from tests.answering import intake_url, serve
 from tests.trainer.runs import dataset, run_spec
 
 
@@ -30,29 +30,14 @@ class Intake:
         self.asked = 0
         self.reports: list[dict[str, Any]] = []
         self.came = threading.Condition()
-        outer = self
+        self.http = serve(self.answer)
+        self.url = intake_url(self.http)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                code, text = outer.answer(self.path, body)
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1/reports"
-
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, str]:
         with self.came:
             self.came.notify_all()
             if path == "/v1/reports":
-                self.reports.append(body)
+                self.reports.append(json.loads(body))
                 return 200, "{}"
             assert path == "/v1/standby"
             self.asked += 1

@@ -10,7 +10,10 @@ import http.client
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from trainyard_api.run import Intake
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Poster:
         self._path = parts.path or "/"
         self._context, self._seconds = context, seconds
         self._kept: http.client.HTTPConnection | None = None
+
+    @classmethod
+    def to(cls, intake: Intake, seconds: float) -> Poster:
+        """To the address that takes the reports."""
+        return cls(intake.url, ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None, seconds)
 
     def post(self, body: bytes, headers: Mapping[str, str], most: int) -> Reply:
         """The answer, of its body at most `most` bytes. Raises OSError when there is none."""
@@ -70,3 +78,10 @@ class Poster:
         if self._secure:
             return http.client.HTTPSConnection(self._host, self._port, timeout=self._seconds, context=self._context)
         return http.client.HTTPConnection(self._host, self._port, timeout=self._seconds)
+
+
+def authorized(intake: Intake) -> dict[str, str]:
+    """Headers of a request to the intake. Raises OSError when the pod's token cannot be read."""
+    # Read anew each time: the kubelet renews it.
+    token = Path(intake.token_path).read_text(encoding="utf-8").strip()
+    return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from trainyard_api.run import Intake, RunSpec
 from trainyard_api.status import DatasetSummary, Metrics, Warning_
 from trainyard_api.trainingjob import End
 
-from trainyard_trainer.poster import Poster
+from trainyard_trainer.poster import Poster, authorized
 
 SECONDS_BETWEEN = 1.0
 RETRY_SECONDS = 20.0
@@ -179,8 +178,7 @@ class _Sender:
         self._wake = threading.Condition()
         self._closing_at: float | None = None
         self._refused: str | None = None
-        context = ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None
-        self._poster = Poster(intake.url, context, TIMEOUT_SECONDS)
+        self._poster = Poster.to(intake, TIMEOUT_SECONDS)
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._thread.start()
 
@@ -234,12 +232,10 @@ class _Sender:
     def _post(self, body: bytes) -> float | None:
         """None when it was taken or refused for good, else the seconds after which it may be tried again."""
         try:
-            # Read anew each time: the kubelet renews it.
-            token = Path(self._intake.token_path).read_text(encoding="utf-8").strip()
+            headers = authorized(self._intake)
         except OSError as error:
             self._say(f"the token {self._intake.token_path} cannot be read: {error.strerror}")
             return 1.0
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         try:
             reply = self._poster.post(body, headers, MAX_REPORT_BYTES)
         except (OSError, ValueError) as error:

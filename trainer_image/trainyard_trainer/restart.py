@@ -7,16 +7,14 @@ operator: it counts, it knows of stops and limits. Without an answer the pod end
 from __future__ import annotations
 
 import json
-import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
+from contextlib import closing
 
-from trainyard_api.report import LAST_SEQUENCE, RANK_LOST, Answer, ExitCode, Phase, Report, Result
+from trainyard_api.report import LAST_SEQUENCE, MAX_REPORT_BYTES, RANK_LOST, Answer, ExitCode, Phase, Report, Result
 from trainyard_api.run import Intake, RunSpec
 
+from trainyard_trainer.poster import Poster, authorized
 from trainyard_trainer.records import StopFlag
 
 PATIENCE = 60.0
@@ -50,16 +48,17 @@ def _granted(intake: Intake, spec: RunSpec, following: RunSpec, result: Result, 
     gone = _report(spec, LAST_SEQUENCE, Phase.RESTARTING).model_copy(update={"result": result})
     first = _report(following, 1, Phase.STARTING)
     until = time.monotonic() + PATIENCE
-    for report in (gone, first):
-        while True:
-            taken, finish = _post(intake, report)
-            if finish or stop() or time.monotonic() > until:
+    with closing(Poster.to(intake, TIMEOUT_SECONDS)) as poster:
+        for report in (gone, first):
+            while True:
+                taken, finish = _post(poster, intake, report)
+                if finish or stop() or time.monotonic() > until:
+                    return False
+                if taken is not None:
+                    break
+                time.sleep(PAUSE_SECONDS)
+            if not taken:
                 return False
-            if taken is not None:
-                break
-            time.sleep(PAUSE_SECONDS)
-        if not taken:
-            return False
     return True
 
 
@@ -76,29 +75,20 @@ def _report(spec: RunSpec, sequence: int, phase: Phase) -> Report:
     )
 
 
-def _post(intake: Intake, report: Report) -> tuple[bool | None, bool]:
+def _post(poster: Poster, intake: Intake, report: Report) -> tuple[bool | None, bool]:
     """Whether the report was taken (None: to be sent again), and whether the answer asks to publish what there is."""
-    context = ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None
-    secure = [urllib.request.HTTPSHandler(context=context)] if context else []
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *secure)
     body = report.model_dump_json(by_alias=True, exclude_none=True).encode()
     try:
-        # Read anew each time: the kubelet renews it.
-        token = Path(intake.token_path).read_text(encoding="utf-8").strip()
-        request = urllib.request.Request(intake.url, data=body, method="POST")  # noqa: S310 the operator's own address
-        request.add_header("Authorization", f"Bearer {token}")
-        request.add_header("Content-Type", "application/json")
-        with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-            return True, Answer.model_validate_json(answer.read() or b"{}").end is not None
-    except urllib.error.HTTPError as error:
-        with error:
-            said = error.read(500).decode(errors="replace")
-        if error.code == 429 or error.code >= 500:
-            return None, False
-        # It was taken before, and the answer was lost.
-        taken = "SequenceBack" in said
-        if not taken:
-            print(json.dumps({"event": "no restart", "message": f"{error.code}: {said}"}), file=sys.stderr, flush=True)
-        return taken, False
+        reply = poster.post(body, authorized(intake), MAX_REPORT_BYTES)
+        if reply.status < 300:
+            return True, Answer.model_validate_json(reply.body or b"{}").end is not None
     except (OSError, ValueError):
         return None, False
+    if reply.status == 429 or reply.status >= 500:
+        return None, False
+    said = reply.body[:500].decode(errors="replace")
+    # It was taken before, and the answer was lost.
+    taken = "SequenceBack" in said
+    if not taken:
+        print(json.dumps({"event": "no restart", "message": f"{reply.status}: {said}"}), file=sys.stderr, flush=True)
+    return taken, False

@@ -9,11 +9,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import ssl
 import sys
 import time
-import urllib.error
-import urllib.request
 from importlib import import_module
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from trainyard_api.run import STANDBY_ENV, STANDBY_WARM_FILE, RunSpec, StandbySp
 
 from trainyard_trainer.attempt import import_torch
 from trainyard_trainer.errors import BadSpec
+from trainyard_trainer.poster import Poster, authorized
 
 WAIT_SECONDS = 40.0
 """Longer than the intake lets one question wait."""
@@ -79,28 +77,24 @@ def warm_up(spec: StandbySpec) -> None:
 def ask(spec: StandbySpec) -> RunSpec | None:
     """Ask the intake until there is work; None when there will be none."""
     intake = spec.intake
-    context = ssl.create_default_context(cadata=intake.ca_pem) if intake.ca_pem else None
-    secure = [urllib.request.HTTPSHandler(context=context)] if context else []
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *secure)
-    url = intake.url.replace("/v1/reports", "/v1/standby")
+    poster = Poster.to(
+        intake.model_copy(update={"url": intake.url.replace("/v1/reports", "/v1/standby")}), WAIT_SECONDS
+    )
     while True:
         try:
-            # Read anew each time: the kubelet renews it.
-            token = Path(intake.token_path).read_text(encoding="utf-8").strip()
-            request = urllib.request.Request(url, data=b"{}", method="POST")  # noqa: S310 the operator's own address
-            request.add_header("Authorization", f"Bearer {token}")
-            with opener.open(request, timeout=WAIT_SECONDS) as answer:
-                if answer.status == 200:
-                    return RunSpec.model_validate_json(answer.read(MAX_RUN_SPEC_BYTES))
-            continue  # nothing for a while: ask again at once
-        except urllib.error.HTTPError as error:
-            with error:
-                said = error.read(500).decode(errors="replace")
-            _say("no work", status=error.code, message=said)
-            if error.code == 410:
-                return None
+            reply = poster.post(b"{}", authorized(intake), MAX_RUN_SPEC_BYTES)
         except OSError as error:
             _say("no answer", message=f"{intake.url} does not answer: {error}")
+        else:
+            if reply.status == 200:
+                poster.close()
+                return RunSpec.model_validate_json(reply.body)
+            if reply.status < 300:
+                continue  # nothing for a while: ask again at once
+            _say("no work", status=reply.status, message=reply.body[:500].decode(errors="replace"))
+            if reply.status == 410:
+                poster.close()
+                return None
         time.sleep(PAUSE_SECONDS)
 
 

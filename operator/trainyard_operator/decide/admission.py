@@ -9,7 +9,7 @@ that wakes from a pause can neither add to a batch nor use an entry that was tak
 
 from itertools import islice
 
-from trainyard_api.trainingservice import AdmittedJob, OnScaleDown
+from trainyard_api.trainingservice import Admission, AdmittedJob, OnScaleDown
 
 from trainyard_operator.decide.jobs import is_new, next_attempt
 from trainyard_operator.decide.model import AttemptPod, JobView, QueuePlace, ServiceSnapshot, ServiceView
@@ -61,12 +61,23 @@ def admitted(service: ServiceView, job: JobView) -> bool:
 def entry_of(service: ServiceView, job: JobView) -> AdmittedJob | None:
     """The entry of the batch for this very attempt of the job."""
     batch = service.status.admission
-    key = (job.metadata.uid, job.status.run or 0, next_attempt(job.status))
+    slot = Slot(job.metadata.uid, job.status.run or 0, next_attempt(job.status))
     entries = batch.jobs if batch is not None else ()
-    return next((entry for entry in entries if (entry.uid, entry.run, entry.attempt) == key), None)
+    return next((entry for entry in entries if slot_of_entry(entry) == slot), None)
+
+
+def new_entries(old: Admission | None, new: Admission | None) -> tuple[str, ...]:
+    """Names of the jobs that have come into the batch; those that were in it look again by themselves."""
+    known = set(map(slot_of_entry, old.jobs if old else ()))
+    return tuple(entry.name for entry in (new.jobs if new else ()) if slot_of_entry(entry) not in known)
 
 
 # --- slots ----------------------------------------------------------------------------------------------------------------
+
+
+def slot_of_entry(entry: AdmittedJob) -> Slot:
+    """The slot that an entry of the batch speaks of."""
+    return Slot(entry.uid, entry.run, entry.attempt)
 
 
 def occupied(snapshot: ServiceSnapshot) -> frozenset[Slot]:
@@ -81,7 +92,7 @@ def occupied_count(snapshot: ServiceSnapshot) -> int:
 
 def _announced(snapshot: ServiceSnapshot) -> set[Slot]:
     """Slots that only the batch speaks of."""
-    batch = {Slot(entry.uid, entry.run, entry.attempt) for entry in pending(snapshot)}
+    batch = set(map(slot_of_entry, pending(snapshot)))
     return {slot for slot in batch - snapshot.tally.held if not snapshot.tally.is_fenced(slot)}
 
 
@@ -111,7 +122,7 @@ def surplus(snapshot: ServiceSnapshot) -> frozenset[Slot]:
         return frozenset()
     taken = occupied(snapshot)
     live = [each for share in snapshot.tally.active.values() for each in share.live if each.slot in taken]
-    waiting = {Slot(entry.uid, entry.run, entry.attempt) for entry in pending(snapshot)}
+    waiting = set(map(slot_of_entry, pending(snapshot)))
     ending = taken - {each.slot for each in live} - waiting
     # From the one that is ended first to the one that is kept longest.
     order = sorted(live, key=lambda each: (each.priority, -each.began.timestamp(), each.slot.job_uid))

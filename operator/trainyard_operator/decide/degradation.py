@@ -8,13 +8,12 @@ from trainyard_api.trainingjob import Cause, JobState, TrainingJobStatus
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.jobs import open_attempts, run_attempts
 from trainyard_operator.decide.model import JobView
-from trainyard_operator.status import TERMINAL
+from trainyard_operator.status import OVER
 
 CRASH_REASONS = {Cause.ERROR: "CrashLoop", Cause.OUT_OF_MEMORY: "OutOfMemory", Cause.STALLED: "CrashLoop"}
 """Causes of an attempt's end that make a service degraded when a job ends by them twice."""
 CRASHES = frozenset(CRASH_REASONS.values())
 NOT_STARTED = frozenset({Cause.START_TIMED_OUT, Cause.START_FAILED})
-OVER = TERMINAL | {JobState.STOPPED, JobState.CANCELED}
 SERVICE_REASONS = {"ImagePull", "OutOfMemory", "Unschedulable", "Quota"}
 
 

@@ -45,7 +45,7 @@ from trainyard_operator.decide.restart import restarted
 from trainyard_operator.decide.settle import finished, settle, stop_state
 from trainyard_operator.decide.versions import orphaned, present_version, version_actions
 from trainyard_operator.decide.warnings import TOO_SLOW, job_warnings, rate_look
-from trainyard_operator.status import TERMINAL, render_job, success_message
+from trainyard_operator.status import OVER, TERMINAL, render_job, success_message
 
 ORDER: tuple[type[Action], ...] = (
     CreateService,
@@ -115,7 +115,7 @@ def _new_run(case: Case, draft: Draft) -> Draft:
 
 def _to_be_rerun(case: Case, draft: Draft) -> bool:
     status = draft.status
-    ended = status.state in TERMINAL | {JobState.STOPPED, JobState.CANCELED}
+    ended = status.state in OVER
     return ended and case.snapshot.job.spec.rerun > (status.run or 0) and not open_attempts(status)
 
 

@@ -25,7 +25,7 @@ from trainyard_operator.decide.model import (
     Refusal,
     name_of,
 )
-from trainyard_operator.status import AS_ASKED, TERMINAL
+from trainyard_operator.status import OVER
 
 LONGEST_WAIT_SECONDS = 30
 MAKES = (CreateService, CreateVersion, CreateHeadless, CreateJob, HandOver)
@@ -90,7 +90,7 @@ def waits_for(action: Action, undone: Sequence[Action]) -> bool:
 def tells(state: JobState, action: Action) -> bool:
     """Whether a refusal of the action becomes the job's reason: not over the last words of a job that has ended, and not while
     it waits for something else than the action (clearing up, say), which must not keep it from its turn."""
-    if state in TERMINAL | AS_ASKED:
+    if state in OVER:
         return False
     return isinstance(action, MAKES) or state not in WAITING | {JobState.RERUN, JobState.CREATED}
 

@@ -42,7 +42,7 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
     )
     return ServicePlan(
         status=status,
-        wake=_new_entries(old.admission, batch),
+        wake=admission.new_entries(old.admission, batch),
         misplaced=admission.misplaced(snapshot),
         actions=warm.actions,
         events=_events(old.conditions, status.conditions, service.metadata.name),
@@ -63,12 +63,6 @@ def _admitted(snapshot: ServiceSnapshot) -> tuple[Admission, StandbyPlan]:
     current = old.admission or Admission()
     changed = tuple(entries) != current.jobs or warm.status != old.standby
     return Admission(revision=current.revision + changed, jobs=tuple(entries)), warm
-
-
-def _new_entries(old: Admission | None, new: Admission) -> tuple[str, ...]:
-    """Names of the jobs that have just come into the batch; those that were in it look again by themselves."""
-    known = {(entry.uid, entry.run, entry.attempt) for entry in (old.jobs if old else ())}
-    return tuple(entry.name for entry in new.jobs if (entry.uid, entry.run, entry.attempt) not in known)
 
 
 def _standby_trouble(standby: Standby | None) -> tuple[str, str] | None:

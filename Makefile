@@ -46,7 +46,7 @@ system: ## system packages: bubblewrap, in which the cluster's nodes run pods
 	  fi; }
 
 .PHONY: tools
-tools: setup ## the control plane, kubectl and Helm, built once into the user's cache (a quarter of an hour on two cores)
+tools: setup ## the control plane, kubectl and Helm, built once into the user's cache (about nine minutes on two cores)
 	@$(BIN)/python -m devcluster tools
 
 .PHONY: cluster-up

@@ -9,7 +9,6 @@ TRAINYARD_TEST_CLUSTER=dev uses the running cluster `dev` instead and leaves it 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes.client import CoreV1Api, V1Namespace, V1ObjectMeta
+from kubernetes.client import CoreV1Api
 from kubernetes.config import new_client_from_config
 from xdist.scheduler import LoadFileScheduling
 
 from devcluster import Cluster, S3Access, processes
 from devcluster.access import around_proxies
 from devcluster.tools import control_plane_programs
+from tests.namespaces import LENT_CLUSTER, fresh_namespace
 
 STATE = "TRAINYARD_TEST_STATE"
 """Environment variable with which the main process tells its xdist workers where their cluster lives."""
@@ -95,7 +95,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Cluster:
     """A running control plane: API server, etcd, controllers, scheduler. No node and no S3, see `nodes` and `s3`."""
-    if name := os.environ.get("TRAINYARD_TEST_CLUSTER"):
+    if name := os.environ.get(LENT_CLUSTER):
         return Cluster(name)
     main = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     return Cluster.start("test", state=Path(os.environ[STATE]), owner=processes.record(main))
@@ -132,15 +132,16 @@ def core(cluster: Cluster) -> CoreV1Api:
 
 @pytest.fixture
 def namespace(core: CoreV1Api) -> Iterator[str]:
-    """The name of a fresh namespace, ready for pods; deleted afterwards without waiting."""
-    name = f"test-{secrets.token_hex(4)}"
-    core.create_namespace(V1Namespace(metadata=V1ObjectMeta(name=name)))
-    deadline = time.monotonic() + 30
-    while not core.list_namespaced_service_account(name, field_selector="metadata.name=default").items:
-        assert time.monotonic() < deadline, f"namespace {name} has no service account"
-        time.sleep(0.02)
-    yield name
-    core.delete_namespace(name)
+    """The name of a namespace of the test's own."""
+    with fresh_namespace(core) as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def module_namespace(core: CoreV1Api) -> Iterator[str]:
+    """The name of a namespace that the tests of a module share."""
+    with fresh_namespace(core) as name:
+        yield name
 
 
 def _forget_old_runs(folder: Path) -> None:

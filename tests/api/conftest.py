@@ -1,19 +1,18 @@
 """The API server as the tests of the custom resources see it."""
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
 from kubernetes import config
+from kubernetes.client import CoreV1Api
 
 from devcluster import Cluster
 from tests.api.api_server import Api
+from tests.namespaces import fresh_namespace
 
 
 @pytest.fixture(scope="session")
-def api(crds: Cluster) -> Iterator[Api]:
+def api(crds: Cluster, core: CoreV1Api) -> Iterator[Api]:
     """The API server with Trainyard's custom resources, in a namespace of their own."""
-    namespace = f"api-{secrets.token_hex(4)}"
-    crds.kubectl("create", "namespace", namespace)
-    yield Api(config.new_client_from_config(str(crds.kubeconfig)), namespace)
-    crds.kubectl("delete", "namespace", namespace, "--wait=false")
+    with fresh_namespace(core) as namespace:
+        yield Api(config.new_client_from_config(str(crds.kubeconfig)), namespace)

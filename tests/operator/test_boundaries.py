@@ -9,7 +9,6 @@ import yaml
 from trainyard_operator.cluster import (
     JOBS,
     MODEL_VERSIONS,
-    NAMESPACES,
     PODS,
     SECRETS,
     TRAINING_JOBS,
@@ -101,12 +100,10 @@ async def test_a_name_cannot_say_where(path: str, api: Cluster, crds: Devcluster
 
 
 async def test_names_mean_objects_of_the_jobs_own_namespace(
-    api: Cluster, crds: Devcluster, namespace: str, nodes: tuple[str, ...], tmp_path: Path
+    api: Cluster, crds: Devcluster, namespace: str, module_namespace: str, nodes: tuple[str, ...], tmp_path: Path
 ):
     """The same names in two namespaces, and an operator that serves both."""
-    mine = f"{namespace}-mine"
-    await api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": mine}})
-    crds.kubectl("wait", "--for=create", "serviceaccount/default", "-n", mine, "--timeout=60s")
+    mine = module_namespace
     operator = Operator(crds.kubeconfig, namespace, tmp_path / "operator.log", watch_namespaces=f"{namespace},{mine}")
     theirs, yard = Yard(api, namespace, operator), Yard(api, mine, operator)
     try:
@@ -144,7 +141,6 @@ async def test_names_mean_objects_of_the_jobs_own_namespace(
         assert await everything(api, namespace) == before
     finally:
         operator.kill()
-        crds.kubectl("delete", "namespace", mine, "--wait=false")
 
 
 def dataset(secret: str) -> Object:

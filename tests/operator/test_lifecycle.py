@@ -67,11 +67,9 @@ JOBS_OF_THE_TABLE: dict[str, tuple[list[Object], Object]] = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def yard(
-    crds: Devcluster, nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    crds: Devcluster, nodes: tuple[str, ...], module_namespace: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Yard]:
     """A namespace with a running operator, and all jobs of the table applied."""
-    namespace = f"lifecycle-{tmp_path_factory.getbasetemp().name[-8:].strip('-')}-{id(nodes) % 10000}"
-    crds.kubectl("create", "namespace", namespace)
     api = await Cluster.connect(str(crds.kubeconfig))
     log = tmp_path_factory.mktemp("operator") / "operator.log"
     default = {
@@ -79,10 +77,10 @@ async def yard(
         "instance": {"gpus": 0, "cpu": "10m", "memory": "64Mi"},
         "env": [{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}],
     }
-    operator = Operator(crds.kubeconfig, namespace, log, default_service=default)
+    operator = Operator(crds.kubeconfig, module_namespace, log, default_service=default)
     operator.start()
     await operator.ready()
-    yard = Yard(api, namespace, operator)
+    yard = Yard(api, module_namespace, operator)
     try:
         await yard.service("fake")
         for name, (attempts, spec) in JOBS_OF_THE_TABLE.items():
@@ -92,7 +90,6 @@ async def yard(
         assert operator.process.poll() is None, f"the operator has ended:\n{log.read_text()[-3000:]}"
     finally:
         operator.kill()
-        crds.kubectl("delete", "namespace", namespace, "--wait=false")
         await api.close()
         text = log.read_text()
         print(text[-6000:])

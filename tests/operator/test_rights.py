@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
+from kubernetes.client import CoreV1Api
 from trainyard_operator.cluster import TRAINING_BUDGETS, TRAINING_JOBS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
 from tests.chart.chart import render
+from tests.namespaces import fresh_namespace
 from tests.operator.audit import requests
 from tests.operator.harness import FAKE_TRAINER, Object, Operator, Yard
 
@@ -84,11 +87,19 @@ def kubeconfig(devcluster: Devcluster, token: str, path: Path) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["cluster", "namespaces"])
 async def installed(
-    crds: Devcluster, nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    crds: Devcluster,
+    core: CoreV1Api,
+    nodes: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> AsyncIterator[Installed]:
-    mode = request.param
-    namespace = f"rights-{mode}-{time.time_ns() % 10**8}"
-    crds.kubectl("create", "namespace", namespace)
+    with fresh_namespace(core) as namespace:
+        async with _installed(crds, namespace, request.param, tmp_path_factory.mktemp("rights")) as found:
+            yield found
+
+
+@asynccontextmanager
+async def _installed(crds: Devcluster, namespace: str, mode: str, folder: Path) -> AsyncIterator[Installed]:
     # Cold starts, warm instances and gangs: all of them are let in where the restricted standard is enforced.
     crds.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     settings = ["crds.create=false", "userRoles.create=false", "podPolicy.create=false"]
@@ -100,7 +111,6 @@ async def installed(
     name = next(o["metadata"]["name"] for o in objects if o["kind"] == "ServiceAccount")
     path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
     token = (await api.request("POST", path, body={"kind": "TokenRequest", "spec": {}}))["status"]["token"]
-    folder = tmp_path_factory.mktemp("rights")
     default = {"image": "local/python", "env": [{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}]}
     operator = Operator(
         kubeconfig(crds, token, folder / "kubeconfig"),
@@ -123,7 +133,6 @@ async def installed(
     finally:
         operator.kill()
         crds.kubectl("delete", "-f", "-", "--wait=false", "--ignore-not-found", stdin=yaml.safe_dump_all(objects))
-        crds.kubectl("delete", "namespace", namespace, "--wait=false")
         await api.close()
 
 

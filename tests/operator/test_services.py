@@ -18,21 +18,18 @@ HANG: dict[str, Any] = {"steps": 1, "hang": True}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def yard(
-    crds: Devcluster, nodes: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    crds: Devcluster, nodes: tuple[str, ...], module_namespace: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Yard]:
     """A namespace with a running operator."""
-    namespace = f"services-{tmp_path_factory.getbasetemp().name[-8:].strip('-')}-{id(nodes) % 10000}"
-    crds.kubectl("create", "namespace", namespace)
     api = await Cluster.connect(str(crds.kubeconfig))
     log = tmp_path_factory.mktemp("operator") / "operator.log"
-    operator = Operator(crds.kubeconfig, namespace, log)
+    operator = Operator(crds.kubeconfig, module_namespace, log)
     operator.start()
     await operator.ready()
     try:
-        yield Yard(api, namespace, operator)
+        yield Yard(api, module_namespace, operator)
     finally:
         operator.kill()
-        crds.kubectl("delete", "namespace", namespace, "--wait=false")
         await api.close()
         text = log.read_text()
         print(text[-6000:])

@@ -93,12 +93,14 @@ def test_a_killed_training_goes_on_to_the_same_weights_bit_for_bit(
     how: signal.Signals, whole: Trainer, data: Path, tmp_path: Path
 ) -> None:
     first = Trainer(run_spec(tmp_path, data), tmp_path)
+    pointer = local(f"{first.spec.attempt_uri}checkpoints/latest.json")
     first.reached(7)
     if how is signal.SIGKILL:
-        first.wait_for(lambda line: line.get("step") == 10)
+        # Checkpoints are written beside the training: what counts is that one is there.
+        first.wait_for(lambda _: pointer.exists())
     first.send(how)
     code = first.end()
-    latest = json.loads(local(f"{first.spec.attempt_uri}checkpoints/latest.json").read_text())
+    latest = json.loads(pointer.read_text())
     if how is signal.SIGTERM:
         assert code == ExitCode.INTERRUPTED, first.errors()
         assert first.result["checkpointStep"] == latest["step"] >= 7

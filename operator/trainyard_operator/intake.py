@@ -37,6 +37,8 @@ STANDBY_PATH = "/v1/standby"
 WAIT_SECONDS = 20
 """How long a warm instance waits for one answer."""
 TRIES = 5
+KEPT_SECONDS = 30.0
+"""A connection without a whole head of a request is closed after this long, be it idle or slow."""
 MAX_PODS = 20_000
 VIEW_SECONDS = 5.0
 """How long a job need not be read again for a report that changes nothing in it. So much later at most a trainer hears that it is
@@ -344,7 +346,7 @@ def _refused(refusal: Refusal) -> web.Response:
 
 async def serve(application: web.Application, host: str, port: int, context: ssl.SSLContext | None) -> web.AppRunner:
     """Start a server; `cleanup` ends it."""
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=KEPT_SECONDS)
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
     return runner

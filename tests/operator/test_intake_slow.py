@@ -1,14 +1,35 @@
-"""A client that sends its report byte by byte holds no connection for long."""
+"""A client that sends its report byte by byte, be it head or body, holds no connection for long."""
 
 import asyncio
 import json
 import socket
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 from trainyard_operator import intake
 from trainyard_operator.intake import Refusal, serve
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def connected(handle: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[Connection]:
+    """A connection to a server as the intake's, which answers with `handle`."""
+    application = web.Application()
+    application.router.add_post("/", handle)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    runner = await serve(application, "127.0.0.1", port, None)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await runner.cleanup()
 
 
 async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch):
@@ -21,20 +42,32 @@ async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
             return intake._refused(refusal)
         raise AssertionError("half a report was taken")
 
-    application = web.Application()
-    application.router.add_post("/", handle)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    runner = await serve(application, "127.0.0.1", port, None)
-    try:
-        began = time.monotonic()
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = time.monotonic()
+    async with connected(handle) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         answer = (await asyncio.wait_for(reader.readuntil(b"}"), 20)).decode()
-        writer.close()
-    finally:
-        await runner.cleanup()
     assert answer.startswith("HTTP/1.1 408")
     assert json.loads(answer.split("\r\n\r\n")[1])["reason"] == "TooSlow"
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["the first request", "one after a whole one"])
+async def test_a_head_that_does_not_come_is_given_up(kept: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(intake, "KEPT_SECONDS", 0.5)
+
+    async def handle(_: web.Request) -> web.Response:
+        return web.Response(text="done")
+
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        for letter in b"POST / HTTP/1.1\r\nHost: " + b"x" * 10_000:
+            writer.write(bytes([letter]))
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async with connected(handle) as (reader, writer):
+        if kept:
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            await reader.readuntil(b"done")
+        slow = asyncio.create_task(drip(writer))
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        slow.cancel()

@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import web
@@ -69,5 +69,6 @@ async def test_a_head_that_does_not_come_is_given_up(kept: bool, monkeypatch: py
             writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
             await reader.readuntil(b"done")
         slow = asyncio.create_task(drip(writer))
-        assert await asyncio.wait_for(reader.read(), 20) == b""
+        with suppress(ConnectionResetError):  # as good an end: what came last was not read any more
+            assert await asyncio.wait_for(reader.read(), 20) == b""
         slow.cancel()

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -108,27 +109,32 @@ def _up(arguments: argparse.Namespace) -> int:
         node_grace_seconds=arguments.node_grace_seconds,
         images=arguments.images.absolute() if arguments.images else None,
     )
-    started = time.monotonic()
-    _say(f"==> cluster {arguments.name} in {cluster.layout.root}")
-    if not cluster.up(spec, _say):
-        _say("    is running already; nothing to do")
-    else:
-        _say(f"    ready after {time.monotonic() - started:.1f} s: {cluster.api_server}")
     if arguments.foreground:
-        return _stay(cluster)
+        try:
+            _bring_up(cluster, spec)
+            _stay(cluster)
+        finally:
+            cluster.stop()
+    _bring_up(cluster, spec)
     _say(f'    select it: eval "$({_command(arguments, "env")})"   end it: {_command(arguments, "down")}')
     return 0
 
 
-def _stay(cluster: Cluster) -> int:
+def _bring_up(cluster: Cluster, spec: ClusterSpec) -> None:
+    started = time.monotonic()
+    _say(f"==> cluster {cluster.name} in {cluster.layout.root}")
+    if not cluster.up(spec, _say):
+        _say("    is running already; nothing to do")
+    else:
+        _say(f"    ready after {time.monotonic() - started:.1f} s: {cluster.api_server}")
+
+
+def _stay(cluster: Cluster) -> NoReturn:
     """Until Ctrl-C, or until the cluster ends by itself or breaks."""
     _say("    Ctrl-C ends it")
-    try:
-        while (status := cluster.status()) and status.phase in (Phase.READY, Phase.STARTING):
-            time.sleep(0.5)
-        raise ClusterError((status.message if status else "") or "the cluster was ended by somebody else")
-    finally:
-        cluster.stop()
+    while (status := cluster.status()) and status.phase in (Phase.READY, Phase.STARTING):
+        time.sleep(0.5)
+    raise ClusterError((status.message if status else "") or "the cluster was ended by somebody else")
 
 
 def _down(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ TRAINYARD_TEST_CLUSTER=dev uses the running cluster `dev` instead and leaves it 
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -41,6 +42,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A million objects of imported modules, which nobody frees: they are not looked through while they come, nor ever after.
+    gc.disable()
     # What a shell starts in the background ignores Ctrl-C, and so would the programs that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -73,6 +76,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Builds the programs here, where no test's timeout runs and the progress can be seen."""
+    gc.freeze()
+    gc.enable()
     if any(item.get_closest_marker("cluster") for item in session.items) and not session.config.option.collectonly:
         capture: Any = session.config.pluginmanager.getplugin("capturemanager")
         assert capture is not None

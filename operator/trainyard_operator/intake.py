@@ -39,6 +39,8 @@ WAIT_SECONDS = 20
 TRIES = 5
 KEPT_SECONDS = 30.0
 """A connection without a whole head of a request is closed after this long, be it idle or slow."""
+LINGERING_SECONDS = 1.0
+"""For what still comes of a request that was answered early: a client that has not sent all reads no answer before."""
 MAX_PODS = 20_000
 VIEW_SECONDS = 5.0
 """How long a job need not be read again for a report that changes nothing in it. So much later at most a trainer hears that it is
@@ -346,7 +348,13 @@ def _refused(refusal: Refusal) -> web.Response:
 
 async def serve(application: web.Application, host: str, port: int, context: ssl.SSLContext | None) -> web.AppRunner:
     """Start a server; `cleanup` ends it."""
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=KEPT_SECONDS)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEPT_SECONDS,
+        lingering_time=LINGERING_SECONDS,
+    )
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=context, reuse_address=True).start()
     return runner

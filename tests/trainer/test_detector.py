@@ -266,6 +266,7 @@ def test_a_step_on_a_gpu_has_no_sync() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.training
 def test_our_detector_imports_no_torchvision_and_no_compiler() -> None:
     code = (
         "import sys, trainyard_trainer.assemble, trainyard_trainer.detector, trainyard_trainer.publish;"

@@ -27,6 +27,14 @@ class Stamps:
 
     seen: dict[str, dict[str, float]] = field(default_factory=dict)
     news: asyncio.Event = field(default_factory=asyncio.Event)
+    trouble: BaseException | None = None
+    """Why a watch has ended: what it would have seen never comes."""
+
+    def ended(self, watch: asyncio.Task[None]) -> None:
+        """A watch has ended; unless it was told to, whoever waits is told."""
+        if not watch.cancelled():
+            self.trouble = watch.exception() or ConnectionError("the API server has ended a watch")
+            self.news.set()
 
     def mark(self, state: str, name: str, now: float) -> None:
         times = self.seen.setdefault(state, {})
@@ -35,10 +43,13 @@ class Stamps:
             self.news.set()
 
     async def until(self, state: str, count: int, seconds: float) -> None:
-        """Wait until `count` objects have shown `state`. Raises TimeoutError, which says how many there are of each."""
+        """Wait until `count` objects have shown `state`. Raises TimeoutError, which says how many there are of each, or what a watch
+        has ended with."""
         try:
             async with asyncio.timeout(seconds):
                 while len(self.seen.get(state, {})) < count:
+                    if self.trouble is not None:
+                        raise self.trouble
                     self.news.clear()
                     await self.news.wait()
         except TimeoutError as error:
@@ -51,9 +62,15 @@ class Stamps:
 
 
 async def follow(
-    api: Cluster, resource: Resource, namespace: str, marks: Marks, name_of: Callable[[Object], str | None], to: Stamps
+    api: Cluster,
+    resource: Resource,
+    namespace: str,
+    marks: Marks,
+    name_of: Callable[[Object], str | None],
+    to: Stamps,
+    opened: asyncio.Event,
 ) -> None:
-    """Watch a kind for ever and stamp what it shows on arrival."""
+    """Watch a kind for ever and stamp what it shows on arrival; nothing is missed that happens once it is `opened`."""
     _, version = await api.list_at(resource, namespace)
     connector = aiohttp.TCPConnector(ssl=api.ssl_context)
     query = {"watch": "true", "resourceVersion": str(version), "allowWatchBookmarks": "true"}
@@ -64,6 +81,7 @@ async def follow(
         session.get(url, params=query) as answer,
     ):
         answer.raise_for_status()
+        opened.set()
         async for line in answer.content:
             now = time.perf_counter()
             event = json.loads(line)

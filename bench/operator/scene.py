@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 from ground import NAMESPACE
-from observe import Stamps, Usage, follow, percentiles, resident_bytes, usage
+from observe import Marks, Stamps, Usage, follow, percentiles, resident_bytes, usage
 from systems import CHILDREN, CONTROLLERS, System, child_marks
-from trainyard_operator.cluster import Cluster
+from trainyard_operator.cluster import Cluster, Resource
 
 CLIENTS = 16
 CORES = os.cpu_count() or 1
@@ -34,19 +35,25 @@ class Scene:
 
     async def __aenter__(self) -> Scene:
         system, stamps = self.system, self.stamps
-        for resource in CHILDREN:
-            if resource != system.unit:
-                self._start(follow(self.api, resource, NAMESPACE, child_marks, system.unit_of, stamps))
+        opened: list[asyncio.Event] = []
+
+        def watch(resource: Resource, marks: Marks, name_of: Callable[[Object], str | None]) -> None:
+            opened.append(asyncio.Event())
+            followed = follow(self.api, resource, NAMESPACE, marks, name_of, stamps, opened[-1])
+            self._watches.append(asyncio.create_task(followed))
+            self._watches[-1].add_done_callback(stamps.ended)
 
         def marks(obj: Object) -> list[str]:
             return [*system.marks(obj), *(child_marks(obj) if obj["kind"] == "Job" else ())]
 
-        self._start(follow(self.api, system.unit, NAMESPACE, marks, lambda obj: obj["metadata"]["name"], stamps))
-        await asyncio.sleep(0.5)
+        for resource in CHILDREN:
+            if resource != system.unit:
+                watch(resource, child_marks, system.unit_of)
+        watch(system.unit, marks, lambda obj: obj["metadata"]["name"])
+        async with asyncio.timeout(60):
+            for event in opened:
+                await event.wait()
         return self
-
-    def _start(self, watch: Any) -> None:
-        self._watches.append(asyncio.create_task(watch))
 
     async def __aexit__(self, *_: object) -> None:
         for watch in self._watches:

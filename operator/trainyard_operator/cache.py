@@ -4,11 +4,12 @@ An object arrives from three sides: a watch event, the answer to an own write, a
 newer, so that a late event never takes back what an own write has already shown.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+import orjson
 
 from trainyard_operator.cluster import (
     JOBS,
@@ -56,7 +57,7 @@ class Entry(Generic[View]):
     @property
     def status(self) -> Object | None:
         """The status as the API server has it, for the kinds whose status the operator writes."""
-        return json.loads(self._status) if self._status is not None else None
+        return orjson.loads(self._status) if self._status is not None else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Cache(Generic[View]):
             return None  # a late event, or a list that began before the deletion
         old = entry.view if entry is not None else None
         view = self.view_of(obj, old)
-        status = json.dumps(obj.get("status") or {}).encode() if self._keep_status else None
+        status = orjson.dumps(obj.get("status") or {}) if self._keep_status else None
         return Change(name, old, view) if self._put(name, Entry(uid, version, view, status)) else None
 
     def knows(self, obj: Object) -> bool:

@@ -8,16 +8,17 @@ write or somebody else's object. Deleting names the uid, so that it never hits a
 that tests what the writer has read (`/metadata/uid` and a revision): 422 means look again.
 """
 
-import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode
 from urllib.request import getproxies
 
 import aiohttp
+import orjson
 from kubernetes.aio import client, config
 
 logger = logging.getLogger(__name__)
@@ -188,18 +189,34 @@ class Cluster:
             headers["Authorization"] = authorization
         if method != "GET" and not self._may_write():
             raise UnavailableError(f"{method} {path}: not sent, another replica may lead by now")
-        limit = aiohttp.ClientTimeout(total=seconds or self._seconds)
+        sent = orjson.dumps(body) if body is not None else None
         try:
-            response = await self._api.rest_client.request(
-                method, url, headers=headers, body=body, _request_timeout=limit
-            )
+            response = await self._send(method, url, headers, sent, seconds or self._seconds)
             data = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise UnavailableError(f"{method} {path}: no answer ({type(error).__name__}: {error})") from error
         if 200 <= response.status < 300:
-            return json.loads(data) if data else None
+            return orjson.loads(data) if data else None
         raise error_of(
             method, path, response.status, data, response.headers, is_json_patch="json-patch" in content_type
+        )
+
+    async def _send(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None, seconds: float
+    ) -> aiohttp.ClientResponse:
+        """By the session of the client, which is what its `request` comes to for JSON that is written already."""
+        rest = self._api.rest_client
+        if rest.pool_manager is None:
+            rest.pool_manager = rest._create_pool_manager()
+        return await rest.pool_manager.request(
+            method,
+            url,
+            headers=headers,
+            data=body,
+            timeout=_limit(seconds),
+            proxy=rest.proxy,
+            proxy_headers=rest.proxy_headers,
+            server_hostname=self._api.configuration.tls_server_name or None,
         )
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
@@ -253,20 +270,19 @@ class Cluster:
         headers = {"Accept": "application/json", "User-Agent": "trainyard-operator"}
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
-        limit = aiohttp.ClientTimeout(total=seconds + 5)
         try:
-            response = await self._api.rest_client.request("GET", url, headers=headers, _request_timeout=limit)
+            response = await self._send("GET", url, headers, None, seconds + 5)
             if response.status >= 300:
                 data = await response.read()
                 raise error_of("GET", resource.path(namespace), response.status, data, response.headers)
             try:
-                async for line in _lines(response.response.content):
-                    event = json.loads(line)
+                async for line in _lines(response.content):
+                    event = orjson.loads(line)
                     if event["type"] not in ("ADDED", "MODIFIED"):
                         return
                     yield event["object"]
             finally:
-                response.response.close()
+                response.close()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             logger.debug("a watch broke off: %s", error)
 
@@ -357,6 +373,11 @@ class Cluster:
         return await self.request("PUT", resource.path(metadata.get("namespace"), metadata["name"]), body=body)
 
 
+@lru_cache
+def _limit(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds)
+
+
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
     """Whole lines, however long: the reader's own iteration has a limit."""
     held = b""
@@ -405,7 +426,7 @@ def error_of(
 ) -> ClusterError:
     """The error class for an answer, with the API server's own sentence."""
     try:
-        answer = json.loads(data)
+        answer = orjson.loads(data)
         message, reason = answer.get("message", ""), answer.get("reason", "")
         details = answer.get("details") or {}
     except (ValueError, AttributeError):

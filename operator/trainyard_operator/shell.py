@@ -14,7 +14,8 @@ from typing import Any
 
 import aiohttp
 import kopf
-from kopf._cogs.clients import watching
+import orjson
+from kopf._cogs.clients import api, watching
 from kopf._core.reactor import queueing
 
 from trainyard_operator.cluster import Cluster
@@ -50,8 +51,9 @@ class Shell:
     async def run(self) -> None:
         """Watch until cancelled; raises what ends a watch for good."""
         namespaces = self._settings.watch_namespaces
-        kopfs = queueing.watcher
+        kopfs = queueing.watcher, api.json
         queueing.watcher = self._follow
+        api.json = orjson  # reads the lines of watches, three times as fast
         try:
             await kopf.operator(
                 registry=self._registry,
@@ -62,7 +64,7 @@ class Shell:
                 ready_flag=self.started,
             )
         finally:
-            queueing.watcher = kopfs
+            queueing.watcher, api.json = kopfs
 
     async def _follow(
         self, *, namespace: Any, settings: Any, resource: Any, operator_paused: Any = None, **_: Any

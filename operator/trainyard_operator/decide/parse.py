@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
@@ -34,6 +35,7 @@ from trainyard_operator.decide.model import (
 Body = Mapping[str, Any]
 
 
+@lru_cache(4096)
 def parse_time(text: str | None) -> datetime | None:
     """RFC 3339, with or without fractions; 1970 (what a container that never started shows) is no time."""
     if not text:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from trainyard_operator.decide.degradation import may_degrade
 from trainyard_operator.decide.jobs import (
@@ -33,8 +34,7 @@ from trainyard_operator.decide.model import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """One execution of one job."""
 
     job_uid: str

@@ -51,11 +51,20 @@ class Attempt:
     cache_path: str = "/cache"
 
 
-def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attempt) -> RunSpec:
-    """All that one attempt of the trainer is told.
+@dataclass(frozen=True)
+class Agreement:
+    """What a job and its service come to."""
 
-    Raises `Contradiction` when job and service cannot both be right, or the job alone cannot.
-    """
+    task: Task
+    known: Architecture | None
+    """None: private."""
+    instance: Instance
+    execution: Execution
+    training: Training
+
+
+def agreement(job: TrainingJobSpec, service: TrainingServiceSpec) -> Agreement:
+    """Raises `Contradiction` when job and service cannot both be right, or the job alone cannot."""
     if job.architecture != service.architecture:
         raise Contradiction(
             f"the job's architecture is {job.architecture}, but its service trains {service.architecture}; "
@@ -78,6 +87,13 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
             "rerunAsProcess starts a process again within its pod, and a training on several nodes starts again as a whole; set "
             "policy.rerunAsProcess to false, or nodes to 1"
         )
+    return Agreement(task, known, instance, execution, _training(job, task, known, instance))
+
+
+def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attempt) -> RunSpec:
+    """All that one attempt of the trainer is told. Raises `Contradiction` as `agreement` does."""
+    agreed = agreement(job, service)
+    instance, execution = agreed.instance, agreed.execution
     return RunSpec(
         job=attempt.name,
         namespace=attempt.namespace,
@@ -85,14 +101,14 @@ def run_spec(job: TrainingJobSpec, service: TrainingServiceSpec, attempt: Attemp
         run=attempt.run,
         attempt=attempt.number,
         architecture=job.architecture,
-        task=task,
+        task=agreed.task,
         model=job.model or attempt.name,
         version=attempt.version,
         version_name=job.version_name,
         description=job.description,
-        dataset=_dataset(job.dataset, known),
+        dataset=_dataset(job.dataset, agreed.known),
         start=attempt.start or start_of(job),
-        training=_training(job, task, known, instance),
+        training=agreed.training,
         augmentation=job.augmentation,
         evaluation=job.evaluation,
         outputURI=job.output.uri,

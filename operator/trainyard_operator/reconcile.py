@@ -149,11 +149,8 @@ class Reconciler:
     async def _look_at_job(self, key: Key, entry: Entry[JobView]) -> float | None:
         snapshot = await self._job_snapshot(entry.view)
         plan = lifecycle.decide_job(snapshot)
-        raw = entry.status or {}
-        new = plan.status.to_dict()
-        operations = status_operations(raw, new, job_fields(raw, new))
-        if operations:
-            revision = raw.get("revision")
+        if plan.status != entry.view.status and (operations := _job_operations(entry, plan.status)):
+            revision = entry.view.status.revision
             operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
             tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
             if not await self._write(TRAINING_JOBS, key, tests, operations):
@@ -340,8 +337,6 @@ class Reconciler:
             if not await self._write(TRAINING_SERVICES, key, tests, operations):
                 return STALE_SECONDS
         self._emit(TRAINING_SERVICES, entry.view.metadata, plan.events)
-        for job in plan.wake:
-            self._watch.queue.add(Key(Kind.JOB, key.namespace, job))
         for action in plan.actions:
             self._metrics.actions.labels(type(action).__name__).inc()
             try:
@@ -450,6 +445,11 @@ class Reconciler:
     def _emit(self, resource: Resource, about: Metadata, notes: Sequence[Note]) -> None:
         for note in notes:
             self._recorder.emit(resource, about, note)
+
+
+def _job_operations(entry: Entry[JobView], status: TrainingJobStatus) -> list[dict[str, Any]]:
+    raw, new = entry.status or {}, status.to_dict()
+    return status_operations(raw, new, job_fields(raw, new))
 
 
 def job_fields(raw: Object, new: Object) -> list[str]:

@@ -83,18 +83,33 @@ def conditions(
     for type_, truth in truths.items():
         value = ConditionStatus.TRUE if truth else ConditionStatus.FALSE
         previous = before.get(type_)
-        same = previous is not None and previous.status is value
+        word = (reasons or {}).get(type_, reason)
+        since = previous.last_transition_time if previous is not None and previous.status is value else now
+        wanted = (value, generation, since, word, message)
+        if previous is not None and wanted == _content(previous):
+            made.append(previous)
+            continue
         made.append(
             Condition(
                 type=type_,
                 status=value,
                 observed_generation=generation,
-                last_transition_time=previous.last_transition_time if same and previous else now,
-                reason=(reasons or {}).get(type_, reason),
+                last_transition_time=since,
+                reason=word,
                 message=message,
             )
         )
     return tuple(made)
+
+
+def _content(condition: Condition) -> tuple[ConditionStatus, int | None, datetime, str, str]:
+    return (
+        condition.status,
+        condition.observed_generation,
+        condition.last_transition_time,
+        condition.reason,
+        condition.message,
+    )
 
 
 def job_summary(status: TrainingJobStatus, max_attempts: int) -> Summary | None:

@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 import kopf
+from trainyard_api.modelversion import VersionState
 
 from trainyard_operator import logs
 from trainyard_operator.cache import Cache, Caches, Change, Name
@@ -168,7 +169,7 @@ class Watch:
             case BudgetView():
                 return self._keys_of_budget(change)
             case VersionView():
-                return self._keys_of_version(change.name, view)
+                return () if self._was_announced(change) else self._keys_of_version(change.name, view)
             case AttemptJob() | AttemptPod():
                 return () if _is_on_its_way(change.old, change.new) else self._keys_of_child(change.name, view)
             case NodeView():
@@ -225,6 +226,16 @@ class Watch:
             yield Key(Kind.VERSION, *name), Urgency.NORMAL
         else:
             yield Key(Kind.JOB, name[0], view.spec.job_name), Urgency.HIGH
+
+    def _was_announced(self, change: Change[VersionView]) -> bool:
+        """Whether a version has come that is as its job's status says it will be: who made it needs no telling."""
+        view = change.new
+        if change.old is not None or view is None or view.status.state is not VersionState.TRAINING:
+            return False
+        job = self.caches.jobs.get((change.name[0], view.spec.job_name))
+        if job is None or job.metadata.uid != view.spec.job_uid:
+            return False
+        return (job.status.version, job.status.run or 0) == (change.name[1], view.spec.run)
 
     def _keys_of_child(self, name: Name, view: AttemptJob | AttemptPod) -> Iterable[tuple[Key, Urgency]]:
         if job := view.labels.get(LABEL_JOB):
@@ -313,9 +324,12 @@ def _is_on_its_way(old: AttemptJob | AttemptPod | None, new: AttemptJob | Attemp
         scheduled = not any(c.type == "PodScheduled" and c.status == "False" for c in new.conditions)
         standby = LABEL_STANDBY in new.labels
         return new.phase == "Pending" and quiet and scheduled and not standby and new.metadata.deletion_time is None
-    if isinstance(old, AttemptJob) and isinstance(new, AttemptJob):
-        return old == replace(new, start_time=old.start_time)
-    return False
+    if not isinstance(new, AttemptJob) or not (old is None or isinstance(old, AttemptJob)):
+        return False
+    if old is None:  # as it was made
+        plain = not new.conditions and not new.suspended and new.metadata.deletion_time is None
+        return plain and LABEL_STANDBY not in new.labels
+    return old == replace(new, start_time=old.start_time)
 
 
 def _told(service: ServiceView) -> tuple[Any, ...]:

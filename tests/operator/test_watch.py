@@ -136,6 +136,50 @@ async def test_a_service_is_woken_at_once_when_a_job_may_start_and_else_a_moment
     assert await woken(watch, pods, pod(4, name="another", phase="Succeeded")) == {JOB, SERVICE}
 
 
+async def test_a_batch_wakes_its_jobs_and_who_is_in_it_needs_no_further_look_at_the_service(watch: Watch):
+    services, jobs = watch.caches.services, watch.caches.jobs
+    await woken(watch, services, service(1, scaling={"maxInstances": 9}))
+    assert await woken(watch, jobs, job(2, state="Created")) == {JOB, SERVICE}
+    batch = service(1, scaling={"maxInstances": 9})
+    batch["metadata"]["resourceVersion"] = "3"
+    batch["status"] = {"admission": {"revision": 1, "jobs": [{"name": "job", "uid": "u1", "run": 0, "attempt": 1}]}}
+    assert await woken(watch, services, batch) == {SERVICE, JOB}
+    # Its place in the queue changes, and nobody can be admitted by that; another one can.
+    later = job(4, state="Created", generation=2)
+    later["spec"]["policy"] = {"priority": 5}
+    assert await woken(watch, jobs, later) == {JOB}
+    other = Key(Kind.JOB, "ns", "other")
+    assert await woken(watch, jobs, job(5, name="other", uid="u2", state="Created")) == {other, SERVICE}
+
+
+def version(number: int, state: str, *, uid: str = "u1", run: int = 0) -> Object:
+    metadata = {"namespace": "ns", "name": "job-v1", "uid": "v1", "resourceVersion": str(number)}
+    spec = {"model": "job", "version": 1, "jobName": "job", "jobUID": uid, "run": run}
+    spec |= {"architecture": "yard-nano", "task": "Detection", "uri": "s3://vision/models/job/v1"}
+    return {"metadata": metadata, "spec": spec, "status": {"state": state}}
+
+
+async def test_a_version_that_the_job_has_announced_wakes_nobody_by_being_made(watch: Watch):
+    versions = watch.caches.versions
+    await woken(watch, watch.caches.jobs, job(1, run=0) | {"status": {"state": "Preparing", "version": "job-v1"}})
+    assert await woken(watch, versions, version(2, "Training")) == set()
+    assert await woken(watch, versions, version(3, "Ready")) == {JOB}
+    assert await woken(watch, versions, version(4, "Ready"), deleted=True) == {JOB}
+    taken = version(6, "Training", uid="another")
+    taken["metadata"]["uid"] = "v2"
+    assert await woken(watch, versions, taken) == {JOB}, "its name is another job's"
+
+
+async def test_a_job_of_an_attempt_wakes_by_what_becomes_of_it_and_not_by_being_made(watch: Watch):
+    attempt_jobs, made = watch.caches.attempt_jobs, pod(1, name="job-r0-a1")
+    made |= {"spec": {}, "status": {}}
+    assert await woken(watch, attempt_jobs, made) == set()
+    suspended = pod(2, name="job-r0-a2") | {"spec": {"suspend": True}, "status": {}}
+    assert await woken(watch, attempt_jobs, suspended) == {JOB}, "a queueing engine holds it"
+    failed = pod(3, name="job-r0-a1") | {"spec": {}, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    assert await woken(watch, attempt_jobs, failed) == {JOB}
+
+
 async def test_what_has_ended_goes_before_what_starts_and_who_has_only_come_waits(watch: Watch):
     watch.arrived(watch.caches.jobs, job(1, name="new", uid="new", state="Created"))
     watch.arrived(watch.caches.pods, pod(2, labels={"trainyard.dev/job": "runs"}, phase="Running", name="runs-x"))

@@ -24,13 +24,11 @@ SHOWN_POSITIONS = 20
 
 def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
     """How the queue looks from `job`, which is counted in whether its status says already that it waits or not."""
-    ahead, counted = snapshot.tally.ahead(job)
-    limit = snapshot.service.spec.queue.max_length
+    ahead = snapshot.tally.ahead(job)
+    limit, slots = snapshot.service.spec.queue.max_length, capacity(snapshot.service.spec.scaling)
     return QueuePlace(
         position=ahead + 1,
-        length=snapshot.tally.queue_length + (not counted),
-        occupied=occupied_count(snapshot),
-        capacity=capacity(snapshot.service.spec.scaling),
+        next=is_new(job.status) and ahead < slots and ahead < slots - occupied_count(snapshot),
         full=limit is not None and ahead >= limit and not admitted(snapshot.service, job),
         surplus=any(slot.job_uid == job.metadata.uid for slot in surplus(snapshot)),
     )
@@ -49,8 +47,12 @@ def misplaced(snapshot: ServiceSnapshot) -> tuple[str, ...]:
 
 
 def may_admit(service: ServiceView, tally: Tally) -> bool:
-    """Whether a job may start now, as far as it can be told without looking closely."""
-    return tally.queue_length > 0 and len(tally.held) < capacity(service.spec.scaling)
+    """Whether a job that is not in the batch yet may start now, as far as it can be told without looking closely."""
+    if not tally.queue_length or len(tally.held) >= capacity(service.spec.scaling):
+        return False
+    batch = service.status.admission
+    announced = sum(tally.is_queued(entry.uid, entry.run, entry.attempt) for entry in (batch.jobs if batch else ()))
+    return tally.queue_length > announced
 
 
 def admitted(service: ServiceView, job: JobView) -> bool:

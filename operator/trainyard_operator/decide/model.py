@@ -310,9 +310,8 @@ class QueuePlace:
 
     position: int | None = None
     """From 1; None: it does not wait there."""
-    length: int = 0
-    occupied: int = 0
-    capacity: int = 0
+    next: bool = False
+    """It is new, and a slot is free for it: the next batch has it."""
     full: bool = False
     """It is beyond `queue.maxLength`."""
     surplus: bool = False
@@ -526,8 +525,6 @@ class ServicePlan:
     status: TrainingServiceStatus
     """The whole new status; `admission.revision` is raised when the batch changed. The write tests the observed
     `admission.revision`."""
-    wake: tuple[str, ...] = ()
-    """Names of the jobs that are new in the batch: to be reconciled after the write."""
     misplaced: tuple[str, ...] = ()
     """Names of waiting jobs whose status shows another place than they have: to be reconciled now and then."""
     actions: tuple[CreateStandby | DeleteJob, ...] = ()

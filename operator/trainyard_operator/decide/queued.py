@@ -12,7 +12,7 @@ from trainyard_operator.decide import budget
 from trainyard_operator.decide.admission import SHOWN_POSITIONS, admitted, entry_of
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import QUIET, supervise
-from trainyard_operator.decide.jobs import is_new, is_ready, next_attempt
+from trainyard_operator.decide.jobs import is_ready, next_attempt
 from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER, AttemptPod
 from trainyard_operator.decide.nodes import is_lost
 from trainyard_operator.decide.scaling import capacity
@@ -72,12 +72,10 @@ def _left_over(case: Case, status: TrainingJobStatus) -> AttemptPod | None:
 
 def _is_next(case: Case) -> bool:
     """Whether the job is new and its slot is free, so that the service's next batch has it: nothing to tell."""
-    job, service, place = case.snapshot.job, case.snapshot.service, case.snapshot.queue
-    created = job.metadata.creation_time
-    if service is None or service.spec.paused or place.full or created is None or place.position is None:
+    service, place, created = case.snapshot.service, case.snapshot.queue, case.snapshot.job.metadata.creation_time
+    if service is None or service.spec.paused or place.full or created is None:
         return False
-    free = place.capacity - place.occupied
-    return is_new(job.status) and place.position <= free and case.now < created + QUIET
+    return place.next and case.now < created + QUIET
 
 
 def _shortage(case: Case, draft: Draft) -> budget.Shortage | None:

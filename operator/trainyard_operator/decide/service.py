@@ -15,7 +15,7 @@ from trainyard_operator.status import render_service
 
 
 def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
-    """The plan for one service: its whole new status, and the jobs to look at after it is written."""
+    """The plan for one service: its whole new status. Who is new in the batch is woken by its write."""
     service, old = snapshot.service, snapshot.service.status
     scaling = service.spec.scaling
     running, waiting = snapshot.tally.running, snapshot.tally.waiting
@@ -42,7 +42,6 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
     )
     return ServicePlan(
         status=status,
-        wake=admission.new_entries(old.admission, batch),
         misplaced=admission.misplaced(snapshot),
         actions=warm.actions,
         events=_events(old.conditions, status.conditions, service.metadata.name),

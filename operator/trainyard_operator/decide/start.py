@@ -6,7 +6,7 @@ from trainyard_api.architectures import is_private
 from trainyard_api.execution import Instance
 from trainyard_api.modelversion import VersionState
 from trainyard_api.resolve import Attempt as AttemptFacts
-from trainyard_api.resolve import Contradiction, planned_drain, run_spec, start_of
+from trainyard_api.resolve import Contradiction, agreement, planned_drain, run_spec, start_of
 from trainyard_api.run import Rendezvous, RunSpec, Start
 from trainyard_api.storage import attempt_uri, run_uri, version_name
 from trainyard_api.trainingjob import Attempt, TrainingJobStatus, Weights
@@ -108,7 +108,7 @@ def _contradiction(case: Case) -> Blocker | None:
     spec = case.snapshot.job.spec
     ideal = TrainingServiceSpec(architecture=spec.architecture, instance=Instance(gpus=1))
     try:
-        run_spec(spec, ideal, AttemptFacts(case.name, case.namespace, case.uid, start=Start()))
+        agreement(spec, ideal)
     except Contradiction as wrong:
         return Blocker("InvalidSpec", f"The job cannot run as it is written: {wrong}.", final=True)
     return None
@@ -121,7 +121,7 @@ def _service(case: Case) -> Blocker | None:
     if service.metadata.deletion_time is not None:
         return Blocker("ServiceDeleted", f"TrainingService {case.service_name} is being deleted.")
     try:
-        run_spec(spec, service.spec, AttemptFacts(case.name, case.namespace, case.uid, start=Start()))
+        agreement(spec, service.spec)
     except Contradiction as wrong:
         return Blocker("ServiceMismatch", f"TrainingService {case.service_name} does not suit the job: {wrong}.")
     return None

@@ -183,11 +183,14 @@ class Tally:
     def queue_length(self) -> int:
         return len(self._queue)
 
-    def ahead(self, job: JobView) -> tuple[int, bool]:
-        """How many wait before the job, and whether it is in the queue itself."""
-        uid = job.metadata.uid
+    def ahead(self, job: JobView) -> int:
+        """How many wait before the job, whether it is in the queue itself or not."""
+        return bisect_left(self._queue, (queue_order(job), job.metadata.uid))
+
+    def is_queued(self, uid: str, run: int, attempt: int) -> bool:
+        """Whether the job is in the queue for this very attempt."""
         held = self._jobs.get(uid)
-        return bisect_left(self._queue, (queue_order(job), uid)), held is not None and held[1].order is not None
+        return held is not None and held[1].order is not None and held[1].next == (run, attempt)
 
     def is_fenced(self, slot: Slot) -> bool:
         return slot in self._fenced

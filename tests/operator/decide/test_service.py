@@ -103,15 +103,6 @@ def test_a_job_that_fails_again_and_again_degrades_its_service():
     assert conditions(world)["Degraded"] == ("True", "OutOfMemory")
 
 
-def test_the_jobs_of_a_batch_are_woken():
-    world = World()
-    world.serve(SERVICE, scaling={"maxInstances": 2})
-    for name in "abc":
-        world.apply(name)
-        world.reconcile(name)
-    assert decide_service(world.service_snapshot(SERVICE)).wake == ("a", "b")
-
-
 def test_a_repeated_look_changes_nothing():
     world = World()
     world.serve(SERVICE)

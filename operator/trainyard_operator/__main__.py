@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 
 from trainyard_api.run import Intake as IntakeAddress
@@ -19,7 +19,7 @@ from trainyard_operator import logs, tls
 from trainyard_operator.cluster import SECRETS, Cluster, ClusterError
 from trainyard_operator.events import Recorder
 from trainyard_operator.intake import PATH, Intake, serve, server_context
-from trainyard_operator.lease import Lease
+from trainyard_operator.lease import Lease, LeaseLostError
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.probes import Heartbeat, Probes
 from trainyard_operator.queue import WorkQueue
@@ -117,11 +117,11 @@ class Operator:
         await serve(self._probes.application(), settings.probe_host, settings.probe_port, None)
         self._probes.taking_reports = self._certificate.loaded.is_set
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._heartbeat.run(), name="heartbeat")
-            group.create_task(self._certificate.follow(leads=self._leads), name="certificate")
-            group.create_task(self._take_reports(), name="intake")
-            group.create_task(self._follow(), name="watch")
-            group.create_task(self._lead(), name="leader")
+            group.create_task(or_end(self._heartbeat.run()), name="heartbeat")
+            group.create_task(or_end(self._certificate.follow(leads=self._leads)), name="certificate")
+            group.create_task(or_end(self._take_reports()), name="intake")
+            group.create_task(or_end(self._follow()), name="watch")
+            group.create_task(or_end(self._lead()), name="leader")
 
     async def release(self) -> None:
         """Let another replica take over at once."""
@@ -152,13 +152,13 @@ class Operator:
         await self._lease.acquire()
         self._leads.set()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._lease.hold(), name="lease")
-            group.create_task(self._decide(), name="decide")
+            group.create_task(or_end(self._lease.hold()), name="lease")
+            group.create_task(or_end(self._decide()), name="decide")
 
     async def _follow(self) -> None:
         """Watch, whether this replica leads or not: who takes over has warm caches, and decides as soon as it may."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._shell.run(), name="kopf")
+            group.create_task(or_end(self._shell.run()), name="kopf")
             await self._shell.started.wait()
             _end_on_signals(self)  # Kopf has put its own handlers in their place, which take seconds to end
             await self._shell.watching()
@@ -180,9 +180,9 @@ class Operator:
         logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")
         self._metrics.leader.set(1)
         async with asyncio.TaskGroup() as group:
-            group.create_task(recorder.run(), name="events")
-            group.create_task(queue.work(reconciler, settings.workers, Key.logged), name="workers")
-            group.create_task(self._resync(watch), name="resync")
+            group.create_task(or_end(recorder.run()), name="events")
+            group.create_task(or_end(queue.work(reconciler, settings.workers, Key.logged)), name="workers")
+            group.create_task(or_end(self._resync(watch)), name="resync")
 
     async def _resync(self, watch: Watch) -> None:
         while True:
@@ -197,6 +197,19 @@ class Operator:
 
     def _intake_address(self) -> IntakeAddress:
         return IntakeAddress(url=self._settings.intake_url.rstrip("/") + PATH, ca_pem=self._certificate.bundle)
+
+
+async def or_end(part: Awaitable[None]) -> None:
+    """Run a part of the replica for as long as it goes on: what it raises ends the process then and there.
+
+    To unwind is to wait until every other task has taken its cancellation, and Kopf waits for its own, and for all begun after it,
+    without a limit: a replica that had lost its lease could stay for minutes, answer its probes and do nothing.
+    """
+    try:
+        await part
+    except Exception as error:
+        _log_end(error)
+        _exit(1)
 
 
 def _end_on_signals(operator: Operator) -> None:
@@ -254,10 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         asyncio.run(_run(settings))
     except BaseException as error:
-        for cause in _causes(error):
-            known = hasattr(cause, "expected") or type(cause).__name__ == "LeaseLostError"
-            logger.error("ending: %s: %s", type(cause).__name__, cause, exc_info=None if known else cause)
+        _log_end(error)
         _exit(1)
+
+
+def _log_end(error: BaseException) -> None:
+    for cause in _causes(error):
+        known = hasattr(cause, "expected") or isinstance(cause, LeaseLostError)
+        logger.error("ending: %s: %s", type(cause).__name__, cause, exc_info=None if known else cause)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -5,6 +5,7 @@ within the time after which the API server ends it anyway. It is ready when it i
 """
 
 import asyncio
+import faulthandler
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ MAX_WAIT_SECONDS = 300.0
 MAX_RUN_SECONDS = 300.0
 START_SECONDS = 120.0
 """A new replica may take this long to open its watches."""
+STUCK_SECONDS = 120.0
+"""After so long without a beat the process ends itself, from outside of its loop, and shows where that is stuck."""
 
 
 class Heartbeat:
@@ -37,6 +40,7 @@ class Heartbeat:
     async def run(self) -> None:
         while True:
             self._last = time.monotonic()
+            faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
             await asyncio.sleep(BEAT_SECONDS)
             self._metrics.loop_lag.set(max(0.0, time.monotonic() - self._last - BEAT_SECONDS))
 

@@ -6,6 +6,7 @@ that broke), and whoever starts next goes on from what is written in the cluster
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -175,6 +176,9 @@ class Operator:
         await self._certificate.loaded.wait()
         # Made after the lease was taken: whatever the leader before had written is in it, or will be refused.
         await watch.resync(self._cluster, settings.watch_namespaces)
+        # What is known by now stays: no collection of garbage has to go through all of it again.
+        gc.collect()
+        gc.freeze()
         watch.enabled = True
         watch.wake_all()
         logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")

@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 SUMS_SECONDS = 0.2
 """A service for which nothing can start is looked at this long after its sums have changed: many changes are one look."""
+NEXT_SECONDS = 1.0
+"""A new job whose service can start it is looked at this long after it came, should no batch have woken it."""
 STARTING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})
 
 
@@ -145,8 +147,18 @@ class Watch:
         if not self.enabled:
             return
         for key, urgency in self.keys(change):
-            if key != but:
+            if key != but and urgency is Urgency.LOW and self._starts_next(change):
+                self.queue.add_after(key, NEXT_SECONDS)
+            elif key != but:
                 self.queue.add(key, urgency)
+
+    def _starts_next(self, change: Change[Any]) -> bool:
+        """Whether a job has just come that its service's next batch has: it is woken by that, and has nothing to tell before."""
+        if change.old is not None or not isinstance(change.new, JobView):
+            return False
+        name = (change.name[0], service_name_of(change.new.spec))
+        service = self.caches.services.get(name)
+        return service is not None and not service.spec.paused and may_admit(service, self.caches.tally(name))
 
     def _stirred(self, service: Name) -> None:
         """The sums of a service have changed."""

@@ -139,7 +139,7 @@ async def test_a_service_is_woken_at_once_when_a_job_may_start_and_else_a_moment
 async def test_a_batch_wakes_its_jobs_and_who_is_in_it_needs_no_further_look_at_the_service(watch: Watch):
     services, jobs = watch.caches.services, watch.caches.jobs
     await woken(watch, services, service(1, scaling={"maxInstances": 9}))
-    assert await woken(watch, jobs, job(2, state="Created")) == {JOB, SERVICE}
+    assert await woken(watch, jobs, job(2, state="Created")) == {SERVICE}, "the batch wakes the job"
     batch = service(1, scaling={"maxInstances": 9})
     batch["metadata"]["resourceVersion"] = "3"
     batch["status"] = {"admission": {"revision": 1, "jobs": [{"name": "job", "uid": "u1", "run": 0, "attempt": 1}]}}
@@ -148,8 +148,9 @@ async def test_a_batch_wakes_its_jobs_and_who_is_in_it_needs_no_further_look_at_
     later = job(4, state="Created", generation=2)
     later["spec"]["policy"] = {"priority": 5}
     assert await woken(watch, jobs, later) == {JOB}
-    other = Key(Kind.JOB, "ns", "other")
-    assert await woken(watch, jobs, job(5, name="other", uid="u2", state="Created")) == {other, SERVICE}
+    assert await woken(watch, jobs, job(5, name="other", uid="u2", state="Created")) == {SERVICE}
+    key = await asyncio.wait_for(watch.queue.get(), 5)
+    assert key == Key(Kind.JOB, "ns", "other"), "it is looked at also when no batch comes"
 
 
 def version(number: int, state: str, *, uid: str = "u1", run: int = 0) -> Object:

@@ -107,7 +107,7 @@ bench-apply: setup ## apply → Job created, apply → first training step
 	$(BIN)/python bench/operator/apply.py
 
 .PHONY: bench-operator
-bench-operator: setup ## a burst and a steady stream of jobs beside plain batch/v1 Jobs, on nodes of kwok (BENCH="--bursts 1000 5000 --check", BENCH="--waiting 15000 --slots 100 --restart")
+bench-operator: setup ## a burst and a steady stream of jobs beside plain Jobs, Kueue and Kubeflow Trainer, on nodes of kwok (BENCH="--bursts 1000 5000 --check", BENCH="--waiting 15000 --slots 100 --restart")
 	$(BIN)/python bench/operator/burst.py $(BENCH)
 
 .PHONY: bench-intake

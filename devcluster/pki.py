@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 VALID_DAYS = 365
 KUBERNETES_NAMES = (
     "localhost",
@@ -36,21 +37,22 @@ class KeyPair:
 class Authority:
     """Signs everything in a cluster. Its files are `ca.crt` and `ca.key` in `folder`, made when they are missing.
 
-    Keys are P-256: making a dozen takes milliseconds, which RSA keys would not.
+    Keys are P-256: making a dozen takes milliseconds, which RSA keys would not. `names` and an `rsa_key` are for the few who
+    want an authority with names of its own, or can read no other key.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] = (), *, rsa_key: bool = False) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.certificate_path = folder / "ca.crt"
         key_path = folder / "ca.key"
         if not (key_path.exists() and self.certificate_path.exists()):
-            key = ec.generate_private_key(ec.SECP256R1())
+            key = _new_rsa_key() if rsa_key else ec.generate_private_key(ec.SECP256R1())
             name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "trainyard-devcluster")])
             _write(key_path, _key_pem(key))
-            _write(self.certificate_path, _certificate_pem(_sign_authority(name, key)))
+            _write(self.certificate_path, _certificate_pem(_sign_authority(name, key, names)))
         loaded = serialization.load_pem_private_key(key_path.read_bytes(), password=None)
-        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        assert isinstance(loaded, PrivateKey)
         self._key = loaded
         self._certificate = x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
 
@@ -101,14 +103,14 @@ class Authority:
 def service_account_key(folder: Path) -> KeyPair:
     """The key that signs service-account tokens. RSA, as on nearly every real cluster: verifiers must cope with it."""
     pair = KeyPair(folder / "service-account.pub", folder / "service-account.key")
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    key = _new_rsa_key()
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     _write(pair.key, _key_pem(key))
     _write(pair.certificate, public)
     return pair
 
 
-def _sign_authority(name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def _sign_authority(name: x509.Name, key: PrivateKey, names: Sequence[str]) -> x509.Certificate:
     usage = x509.KeyUsage(
         digital_signature=True,
         key_cert_sign=True,
@@ -120,15 +122,21 @@ def _sign_authority(name: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.Ce
         encipher_only=False,
         decipher_only=False,
     )
+    builder = _builder(name, name, key.public_key())
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(each) for each in names]), critical=False
+        )
     return (
-        _builder(name, name, key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(usage, critical=True)
         .sign(key, hashes.SHA256())
     )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+) -> x509.CertificateBuilder:
     """A certificate in the making; valid from an hour ago, so that clocks need not agree to the second.
 
     It carries its key's identifier: Python 3.13 and later refuse chains without it.
@@ -146,9 +154,13 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
     )
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+def _new_rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _key_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
     )
 
 

@@ -1,4 +1,4 @@
-"""A burst of jobs, and a steady stream of them, side by side with plain batch/v1 Jobs: `make bench-operator`.
+"""A burst of jobs, and a steady stream of them, side by side with plain Jobs, Kueue, Kubeflow Trainer: `make bench-operator`.
 
 The systems run one after the other, each on a fresh control plane with nodes and pods by kwok (a pod runs a second). Prints a
 table, the runs that others disturbed, the goals of rangespec.yaml, and as the last line one JSON object. `foreignPercent` is how
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ground import Ground, ground
+from kubeflow import KubeflowTrainer
+from kueue import Kueue, ShippedKueue
 from rangespec import goals, missed, report
 from results import disturbed, ratios, table
 from scene import Scene
@@ -26,7 +28,14 @@ from trainyard_operator.cluster import Cluster
 from waiting import waiting
 
 Object = dict[str, Any]
-SYSTEMS: dict[str, Callable[[], System]] = {"plain": Plain, "trainyard": Trainyard}
+SYSTEMS: dict[str, Callable[[], System]] = {
+    "plain": Plain,
+    "kueue": Kueue,
+    "kueue-shipped": ShippedKueue,
+    "trainer": KubeflowTrainer,
+    "trainyard": Trainyard,
+}
+USUAL = ["plain", "kueue", "trainer", "trainyard"]
 
 
 async def run(ground: Ground, system: System, bursts: list[int], rate: float, seconds: float) -> Object:
@@ -58,7 +67,7 @@ def main() -> None:
     parser.add_argument("--bursts", type=int, nargs="*", default=[1000])
     parser.add_argument("--rate", type=float, default=10, help="objects a second of the steady stream; 0: none")
     parser.add_argument("--seconds", type=float, default=30, help="how long the steady stream lasts")
-    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=USUAL)
     parser.add_argument("--check", action="store_true", help="end with 1 when a goal of rangespec.yaml is missed")
     parser.add_argument("--waiting", type=int, help="instead: so many jobs that wait for --slots")
     parser.add_argument("--slots", type=int, default=100)
@@ -68,6 +77,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     results: Object = {}
+    for name in () if options.waiting else options.systems:
+        SYSTEMS[name]().build()
     with tempfile.TemporaryDirectory() as temporary:
         for name in () if options.waiting else options.systems:
             folder = (options.keep or Path(temporary)) / name

@@ -186,13 +186,13 @@ def ground(folder: Path) -> Iterator[Ground]:
             process.wait(10)
 
 
-def wait_for_garbage_collector(cluster: Cluster, seconds: float = 180) -> None:
+def wait_for_garbage_collector(cluster: Cluster, plural: str = "trainingjobs", seconds: float = 180) -> None:
     """It learns of new kinds every 30 seconds; until then it asks for the owner of every child again and again."""
-    watched = re.compile(r'^apiserver_longrunning_requests{.*resource="trainingjobs".*verb="WATCH"', re.MULTILINE)
+    watched = re.compile(rf'^apiserver_longrunning_requests{{.*resource="{plural}".*verb="WATCH"', re.MULTILINE)
     deadline = time.monotonic() + seconds
     while not watched.search(cluster.kubectl("get", "--raw", "/metrics")):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"the garbage collector does not watch TrainingJobs after {seconds:.0f} s")
+            raise TimeoutError(f"the garbage collector does not watch {plural} after {seconds:.0f} s")
         time.sleep(1)
 
 

@@ -16,7 +16,7 @@ from trainyard_operator.cluster import JOBS, PODS, TRAINING_JOBS, TRAINING_SERVI
 Object = dict[str, Any]
 IMAGE = "bench/trainer:1"
 SERVICE = "bench"
-CONTROLLERS = frozenset({"operator"})
+CONTROLLERS = frozenset({"operator", "kueue", "jobset", "trainer"})
 """Names of the processes that are a system's own."""
 PROBE_PORT = 18080
 
@@ -38,6 +38,9 @@ class System:
     def marks(self, obj: Object) -> Iterable[str]:
         """States of the applied object, `succeeded` among them."""
         raise NotImplementedError
+
+    def build(self) -> None:
+        """Make its programs, where they are not in the cache yet."""
 
     def setup(self) -> list[tuple[Resource, Object]]:
         """What has to be there before the first object."""

@@ -72,7 +72,7 @@ test: setup system tools ## all tests, those against the real control plane incl
 
 .PHONY: test-quick
 # These wait for nothing: as many workers as cores.
-test-quick: PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder
+test-quick: PARALLEL := --numprocesses auto --dist worksteal
 test-quick: setup ## no cluster, no training: under a minute
 	$(BIN)/pytest $(PARALLEL) -m "not cluster and not training"
 

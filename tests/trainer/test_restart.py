@@ -108,6 +108,7 @@ sys.exit(told["exitCode"])
 """
 
 
+@pytest.mark.training
 def test_the_program_of_the_pod_s_own_image_is_what_starts_again(pod: Any, tmp_path: Path) -> None:
     """Of a private architecture it is not ours. Out of GPU memory the same attempt begins again, with smaller parts."""
     spec, _ = pod((200, {}))

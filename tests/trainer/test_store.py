@@ -289,7 +289,7 @@ def test_a_full_storage_is_waited_for_and_then_said_to_be_full(flaky: tuple[str,
     with pytest.raises(
         StorageUnreachable, match=r"checkpoint: the storage is full \(XMinioStorageFull: .*make room"
     ) as error:
-        Storage(keys, patience=1).put_bytes("s3://b-1/checkpoint", b"weights")
+        Storage(keys, patience=0.3).put_bytes("s3://b-1/checkpoint", b"weights")
     assert error.value.reason == "StorageFull"
 
 

@@ -1,7 +1,8 @@
-"""How a program reaches a cluster: S3 credentials as environment variables, and past the user's HTTP proxy."""
+"""How a program reaches a cluster: S3 credentials as environment variables, past the user's HTTP proxy, and a port to serve on."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,3 +38,10 @@ def around_proxies(address: str, environ: Mapping[str, str]) -> dict[str, str]:
         return {}
     value = ",".join(filter(None, [exempt, address]))
     return {"NO_PROXY": value, "no_proxy": value}
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, for a server of one's own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

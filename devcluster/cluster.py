@@ -7,6 +7,7 @@ with Cluster.start("mine", nodes=2, gpus=4, s3=True) as cluster:
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -160,6 +161,15 @@ class Cluster:
     def kubeconfig(self) -> Path:
         """An administrator's kubeconfig."""
         return self.layout.kubeconfig
+
+    def kubeconfig_with(self, token: str, path: Path) -> Path:
+        """Writes a kubeconfig for who has the token, in the place of the administrator; its path."""
+        config = json.loads(self.kubeconfig.read_text())
+        for user in config["users"]:
+            user["user"] = {"token": token}
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
 
     @property
     def addresses(self) -> Addresses:

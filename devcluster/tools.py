@@ -161,7 +161,7 @@ def _go_candidates() -> Iterator[Path]:
 
 def _go_version(go: Path) -> tuple[int, ...]:
     """(1, 26, 8) for Go 1.26.8; (0,) when the program does not say."""
-    answer = subprocess.run([go, "version"], capture_output=True, text=True, check=False, env=_go_environment())
+    answer = subprocess.run([go, "version"], capture_output=True, text=True, check=False, env=go_environment())
     match = re.search(r"\bgo(\d+(?:\.\d+)*)", answer.stdout)
     return tuple(int(part) for part in match[1].split(".")) if match else (0,)
 
@@ -175,7 +175,7 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def _go_environment() -> dict[str, str]:
+def go_environment() -> dict[str, str]:
     """The caller's environment, with what would let two machines build different things switched off.
 
     GOPROXY and the like stay as the user has them.
@@ -211,7 +211,7 @@ def _go(go: Path, tool: GoTool, arguments: list[str], progress: Progress) -> lis
     with (
         tempfile.TemporaryFile("w+") as output,
         subprocess.Popen(
-            command, cwd=tool.folder, env=_go_environment(), stdout=output, stderr=subprocess.PIPE, text=True
+            command, cwd=tool.folder, env=go_environment(), stdout=output, stderr=subprocess.PIPE, text=True
         ) as process,
     ):
         assert process.stderr is not None

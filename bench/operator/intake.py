@@ -219,7 +219,7 @@ async def streams(
         "forged": dict(sorted(stream.forged.items())),
         "cpuMillisecondsPerReport": {name: round(1000 * used / sent, 2) for name, used in cost.cpu.items()},
         "requestsPerReport": round(cost.requests / sent, 2),
-        "foreignPercent": round(100 * cost.foreign / (cost.at * (os.cpu_count() or 1)), 1),
+        "foreignPercent": cost.foreign_percent,
     }
 
 

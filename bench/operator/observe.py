@@ -124,9 +124,10 @@ class Usage:
         return Usage(cpu, self.machine - before.machine, self.requests - before.requests, self.at - before.at)
 
     @property
-    def foreign(self) -> float:
-        """CPU seconds of processes that have no part in the benchmark: a disturbed run shows here."""
-        return max(self.machine - sum(self.cpu.values()), 0.0)
+    def foreign_percent(self) -> float:
+        """How much of the machine processes took that have no part in the benchmark: a disturbed run shows here."""
+        others = max(self.machine - sum(self.cpu.values()), 0.0)
+        return round(100 * others / (self.at * (os.cpu_count() or 1)), 1)
 
 
 async def usage(api: Cluster, pids: Mapping[str, int]) -> Usage:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -25,8 +24,9 @@ import yaml
 from ground import HERE, Ground
 
 from devcluster import Cluster
+from devcluster.access import free_port
 from devcluster.pki import Authority
-from devcluster.tools import GoTool, find_go, programs_folder
+from devcluster.tools import GoTool, find_go, go_environment, programs_folder
 
 Object = dict[str, Any]
 HOST = "127.0.0.1"
@@ -67,8 +67,7 @@ TRAINER = module("trainer", "github.com/kubeflow/trainer/v2", "/cmd/trainer-cont
 def sources(tool: GoTool) -> Path:
     """The folder of the tool's module in Go's cache, fetched where it is not there. Raises CalledProcessError."""
     command = [str(find_go(tool.folder)), "mod", "download", "-json", tool.version_of]
-    environment = os.environ | {"GOWORK": "off", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
-    answer = subprocess.run(command, cwd=tool.folder, env=environment, capture_output=True, text=True, check=True)
+    answer = subprocess.run(command, cwd=tool.folder, env=go_environment(), capture_output=True, text=True, check=True)
     return Path(json.loads(answer.stdout)["Dir"])
 
 
@@ -105,12 +104,7 @@ class Installation:
         token = cluster.kubectl(
             "create", "token", self.account, "--namespace", self.namespace, "--duration=24h"
         ).strip()
-        content = yaml.safe_load(cluster.kubeconfig.read_text())
-        content["users"][0]["user"] = {"token": token}
-        path = self.folder / "kubeconfig"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(content))
-        return path
+        return cluster.kubeconfig_with(token, self.folder / "kubeconfig")
 
     def secret(self, name: str) -> Object:
         """The certificate and its authority as the Secret that a controller would make itself."""
@@ -222,9 +216,3 @@ def until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise RuntimeError(f"{process.args} is not ready, see {log}:\n{log.read_text(errors='replace')[-4000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return found.getsockname()[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,6 @@ from systems import CHILDREN, CONTROLLERS, System, child_marks
 from trainyard_operator.cluster import Cluster, Resource
 
 CLIENTS = 16
-CORES = os.cpu_count() or 1
 Object = dict[str, Any]
 
 
@@ -123,7 +121,7 @@ def per_object(cost: Usage, count: int) -> Object:
     return {
         "cpuMillisecondsPerObject": {"controllers": round(1000 * controllers / count, 1)} | milliseconds,
         "requestsPerObject": round(cost.requests / count, 1),
-        "foreignPercent": round(100 * cost.foreign / (cost.at * CORES), 1),
+        "foreignPercent": cost.foreign_percent,
     }
 
 

@@ -301,12 +301,10 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[s
 @contextmanager
 def server() -> Iterator[tuple[Any, Storage, dict[str, str]]]:
     """A client of boto3's own and ours, for a fresh S3 server, and its address and keys as variables of the environment."""
+    from devcluster.access import free_port
     from devcluster.s3 import S3Credentials
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    keys = S3Credentials.made_up()
+    port, keys = free_port(), S3Credentials.made_up()
     with tempfile.TemporaryDirectory() as folder:
         keys.write(Path(folder) / "keys.json")
         process = subprocess.Popen(

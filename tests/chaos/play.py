@@ -31,10 +31,11 @@ from trainyard_operator.cluster import (
 )
 
 from devcluster import Cluster as Devcluster
+from devcluster.access import free_port
 from devcluster.node.process import Process
 from tests.chaos.observer import Expected, Findings, Glimpse, observe, pod_fact
 from tests.chaos.proxy import Proxy
-from tests.operator.harness import Operator, Yard, free_port, leading
+from tests.operator.harness import Operator, Yard, leading
 
 ROOT = Path(__file__).resolve().parents[2]
 Object = dict[str, Any]

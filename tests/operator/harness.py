@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,15 +24,11 @@ from trainyard_operator.cluster import (
     Resource,
 )
 
+from devcluster.access import free_port
+
 FAKE_TRAINER = Path(__file__).parent / "fake_trainer"
 FINAL = {"Succeeded", "Failed", "Stopped", "Canceled", "Aborted"}
 Object = dict[str, Any]
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    with socket.socket() as found:
-        found.bind((address, 0))
-        return found.getsockname()[1]
 
 
 class Operator:

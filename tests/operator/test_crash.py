@@ -24,7 +24,8 @@ from trainyard_operator.tokens import Verifier
 from trainyard_operator.watch import Key, Watch
 
 from devcluster import Cluster as Devcluster
-from tests.operator.harness import Operator, Yard, free_port
+from devcluster.access import free_port
+from tests.operator.harness import Operator, Yard
 
 pytestmark = pytest.mark.timeout(240)
 

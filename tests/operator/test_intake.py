@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from trainyard_operator.cluster import PODS, TRAINING_JOBS, Cluster, StaleError
 from trainyard_operator.intake import PATH, STANDBY_PATH, Intake, serve, server_context
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.tokens import TokenError, Verifier
+
+from devcluster.access import free_port
 
 
 @dataclass
@@ -90,9 +91,7 @@ def attempt(number: int, **fields: Any) -> dict[str, Any]:
 
 async def replica(api: Cluster, context: ssl.SSLContext, report_seconds: float) -> tuple[str, Any]:
     """One more intake; its address and what ends it."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     intake = Intake(api, Verifier(api), Metrics(), report_seconds=report_seconds)
     runner = await serve(intake.application(), "127.0.0.1", port, context)
     return f"https://127.0.0.1:{port}{PATH}", runner
@@ -299,9 +298,7 @@ async def test_progress_that_is_not_written_needs_no_look_at_the_job_for_a_momen
     intake = Intake(
         bench.api, Verifier(bench.api), Metrics(), report_seconds=0, writes_per_second=0.001, view_seconds=3
     )
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     runner = await serve(intake.application(), "127.0.0.1", port, None)
     bench.urls.append(f"http://127.0.0.1:{port}{PATH}")
     token = await bench.token()

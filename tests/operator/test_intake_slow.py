@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +11,8 @@ from aiohttp import web
 from trainyard_operator import intake
 from trainyard_operator.intake import Refusal, serve
 
+from devcluster.access import free_port
+
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -20,9 +21,7 @@ async def connected(handle: Callable[[web.Request], Awaitable[web.StreamResponse
     """A connection to a server as the intake's, which answers with `handle`."""
     application = web.Application()
     application.router.add_post("/", handle)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     runner = await serve(application, "127.0.0.1", port, None)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

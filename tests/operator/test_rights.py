@@ -76,15 +76,6 @@ class Installed:
         return found
 
 
-def kubeconfig(devcluster: Devcluster, token: str, path: Path) -> Path:
-    """The administrator's, with the account's token in the place of the certificate."""
-    config = yaml.safe_load(devcluster.kubeconfig.read_text())
-    for user in config["users"]:
-        user["user"] = {"token": token}
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["cluster", "namespaces"])
 async def installed(
     crds: Devcluster,
@@ -113,7 +104,7 @@ async def _installed(crds: Devcluster, namespace: str, mode: str, folder: Path) 
     token = (await api.request("POST", path, body={"kind": "TokenRequest", "spec": {}}))["status"]["token"]
     default = {"image": "local/python", "env": [{"name": "PYTHONPATH", "value": str(FAKE_TRAINER)}]}
     operator = Operator(
-        kubeconfig(crds, token, folder / "kubeconfig"),
+        crds.kubeconfig_with(token, folder / "kubeconfig"),
         namespace,
         folder / "operator.log",
         lease_name=f"{name}-operator",

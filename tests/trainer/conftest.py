@@ -18,6 +18,7 @@ import pytest
 from botocore.config import Config
 from trainyard_trainer.store import Storage
 
+from devcluster.access import free_port
 from devcluster.s3 import S3Credentials
 
 
@@ -59,12 +60,6 @@ class Bucket:
     def put(self, key: str, data: bytes) -> str:
         self.client.put_object(Bucket=self.name, Key=key, Body=data)
         return f"{self.uri}/{key}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ from trainyard_trainer.store import Storage, parse
 from trainyard_trainer.store_file import whole_file
 from trainyard_trainer.store_s3 import S3
 
-from tests.trainer.conftest import Bucket, free_port
+from devcluster.access import free_port
+from tests.trainer.conftest import Bucket
 from tests.trainer.vocfiles import good, load_uri, zipped
 
 

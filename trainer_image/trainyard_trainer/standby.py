@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
@@ -77,25 +78,22 @@ def warm_up(spec: StandbySpec) -> None:
 def ask(spec: StandbySpec) -> RunSpec | None:
     """Ask the intake until there is work; None when there will be none."""
     intake = spec.intake
-    poster = Poster.to(
-        intake.model_copy(update={"url": intake.url.replace("/v1/reports", "/v1/standby")}), WAIT_SECONDS
-    )
-    while True:
-        try:
-            reply = poster.post(b"{}", authorized(intake), MAX_RUN_SPEC_BYTES)
-        except OSError as error:
-            _say("no answer", message=f"{intake.url} does not answer: {error}")
-        else:
-            if reply.status == 200:
-                poster.close()
-                return RunSpec.model_validate_json(reply.body)
-            if reply.status < 300:
-                continue  # nothing for a while: ask again at once
-            _say("no work", status=reply.status, message=reply.body[:500].decode(errors="replace"))
-            if reply.status == 410:
-                poster.close()
-                return None
-        time.sleep(PAUSE_SECONDS)
+    asked = intake.model_copy(update={"url": intake.url.replace("/v1/reports", "/v1/standby")})
+    with closing(Poster.to(asked, WAIT_SECONDS)) as poster:
+        while True:
+            try:
+                reply = poster.post(b"{}", authorized(intake), MAX_RUN_SPEC_BYTES)
+            except OSError as error:
+                _say("no answer", message=f"{intake.url} does not answer: {error}")
+            else:
+                if reply.status == 200:
+                    return RunSpec.model_validate_json(reply.body)
+                if reply.status < 300:
+                    continue  # nothing for a while: ask again at once
+                _say("no work", status=reply.status, message=reply.body[:500].decode(errors="replace"))
+                if reply.status == 410:
+                    return None
+            time.sleep(PAUSE_SECONDS)
 
 
 def _say(event: str, **more: object) -> None:

@@ -122,19 +122,22 @@ class Context:
                 return action()
             except Transient as error:
                 pause = backoff * random.uniform(0.75, 1.25)
-                if time.monotonic() + pause > deadline and isinstance(error, Full):
-                    raise StorageUnreachable(
-                        f"{what}: the storage is full ({error}); make room there, or raise its quota: the next attempt goes on from"
-                        " the last checkpoint.",
-                        reason="StorageFull",
-                    ) from error
                 if time.monotonic() + pause > deadline:
-                    raise StorageUnreachable(
-                        f"{what}: storage did not answer for {self.patience:.0f} s ({error}); check that it runs and that"
-                        " AWS_ENDPOINT_URL and the network policy let this pod reach it."
-                    ) from error
+                    raise self._given_up(what, error) from error
                 self._pause(pause)
                 backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
+
+    def _given_up(self, what: str, error: Transient) -> StorageUnreachable:
+        if isinstance(error, Full):
+            return StorageUnreachable(
+                f"{what}: the storage is full ({error}); make room there, or raise its quota: the next attempt goes on from"
+                " the last checkpoint.",
+                reason="StorageFull",
+            )
+        return StorageUnreachable(
+            f"{what}: storage did not answer for {self.patience:.0f} s ({error}); check that it runs and that"
+            " AWS_ENDPOINT_URL and the network policy let this pod reach it."
+        )
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -51,7 +51,7 @@ def may_admit(service: ServiceView, tally: Tally) -> bool:
     if not tally.queue_length or len(tally.held) >= capacity(service.spec.scaling):
         return False
     batch = service.status.admission
-    announced = sum(tally.is_queued(entry.uid, entry.run, entry.attempt) for entry in (batch.jobs if batch else ()))
+    announced = sum(tally.is_queued(slot_of_entry(entry)) for entry in (batch.jobs if batch else ()))
     return tally.queue_length > announced
 
 

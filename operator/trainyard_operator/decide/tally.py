@@ -187,10 +187,10 @@ class Tally:
         """How many wait before the job, whether it is in the queue itself or not."""
         return bisect_left(self._queue, (queue_order(job), job.metadata.uid))
 
-    def is_queued(self, uid: str, run: int, attempt: int) -> bool:
+    def is_queued(self, slot: Slot) -> bool:
         """Whether the job is in the queue for this very attempt."""
-        held = self._jobs.get(uid)
-        return held is not None and held[1].order is not None and held[1].next == (run, attempt)
+        held = self._jobs.get(slot.job_uid)
+        return held is not None and held[1].order is not None and held[1].next == (slot.run, slot.attempt)
 
     def is_fenced(self, slot: Slot) -> bool:
         return slot in self._fenced

@@ -172,7 +172,7 @@ def main() -> None:
     ):
         devcluster.define(ROOT / "crds")
         log = Path(folder) / "operator.log"
-        with operator_process(devcluster.kubeconfig, log, default_cpu="100m"):
+        with operator_process(devcluster, log, default_cpu="100m"):
             try:
                 result = asyncio.run(run(devcluster, options.jobs, options.trainings))
             except BaseException:

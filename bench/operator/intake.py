@@ -27,7 +27,7 @@ from observe import percentiles, usage
 from rangespec import goals, missed, report
 from results import DISTURBED_PERCENT
 from senders import Sender
-from systems import operator_process
+from systems import OPERATOR_NAMESPACE, operator_process
 from trainyard_operator import tls
 from trainyard_operator.cluster import LEASES, NAMESPACES, PODS, TRAINING_JOBS, Cluster, Resource
 from trainyard_operator.intake import PATH
@@ -98,10 +98,10 @@ async def token(api: Cluster, pod: str, pod_uid: str, audience: str | None) -> s
 async def another_leads(api: Cluster) -> bytes:
     """Let the replica to come find a leader, and its certificate; the authority that signed this."""
     now = datetime.now(UTC)
-    files = await tls.ensure_secret(api, "default", "trainyard-intake-tls", ["127.0.0.1"], now)
+    files = await tls.ensure_secret(api, OPERATOR_NAMESPACE, "trainyard-intake-tls", ["127.0.0.1"], now)
     renewed = now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     spec = {"holderIdentity": "another", "leaseDurationSeconds": 86_400, "acquireTime": renewed, "renewTime": renewed}
-    metadata = {"namespace": "default", "name": "trainyard-operator"}
+    metadata = {"namespace": OPERATOR_NAMESPACE, "name": "trainyard-operator"}
     await api.create(
         LEASES, {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
     )
@@ -180,7 +180,7 @@ async def measure(devcluster: Devcluster, log: Path, options: argparse.Namespace
         context = ssl.create_default_context(cadata=(await another_leads(api)).decode())
         attempts = await prepare(api, options.attempts)
         print(f"{len(attempts)} attempts are ready", file=sys.stderr, flush=True)
-        with operator_process(devcluster.kubeconfig, log) as process:
+        with operator_process(devcluster, log) as process:
             os.sched_setaffinity(process.pid, {CORE})
             status = devcluster.status()
             assert status is not None

@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ground import NAMESPACE, Ground
+import yaml
+from ground import NAMESPACE, ROOT, Ground
 from trainyard_operator.cluster import JOBS, PODS, TRAINING_JOBS, TRAINING_SERVICES, Resource
+
+from devcluster import Cluster
+from devcluster.tools import HELM, programs_folder
 
 Object = dict[str, Any]
 IMAGE = "bench/trainer:1"
@@ -19,6 +23,19 @@ SERVICE = "bench"
 CONTROLLERS = frozenset({"operator", "kueue", "jobset", "trainer"})
 """Names of the processes that are a system's own."""
 PROBE_PORT = 18080
+OPERATOR_NAMESPACE = "default"
+INSTALLED = frozenset(
+    {
+        "ServiceAccount",
+        "Role",
+        "RoleBinding",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    }
+)
+"""What of the chart concerns the API server; the rest runs the operator inside a cluster."""
 
 
 class System:
@@ -111,15 +128,18 @@ class Trainyard(System):
 
     @contextmanager
     def running(self, ground: Ground) -> Iterator[dict[str, int]]:
-        with operator_process(ground.cluster.kubeconfig, ground.folder / "operator.log") as process:
+        with operator_process(ground.cluster, ground.folder / "operator.log") as process:
             yield {"operator": process.pid}
 
 
 @contextmanager
-def operator_process(kubeconfig: Path, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The operator, outside the cluster; `settings` are its own, over those that keep it on this machine."""
+def operator_process(cluster: Cluster, log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The operator, outside the cluster, with the rights and the token of the chart's account.
+
+    `settings` are its own, over those that keep it on this machine.
+    """
     own = {
-        "namespace": "default",
+        "namespace": OPERATOR_NAMESPACE,
         "probe_host": "127.0.0.1",
         "probe_port": str(PROBE_PORT),
         "intake_host": "127.0.0.1",
@@ -128,7 +148,7 @@ def operator_process(kubeconfig: Path, log: Path, **settings: str) -> Iterator[s
     } | settings
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")}
     environment |= {f"TRAINYARD_{key.upper()}": value for key, value in own.items()}
-    environment["KUBECONFIG"] = str(kubeconfig)
+    environment["KUBECONFIG"] = str(installed_account(cluster, log.with_name("operator-kubeconfig")))
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "trainyard_operator"], env=environment, stdout=out, stderr=out
@@ -138,6 +158,18 @@ def operator_process(kubeconfig: Path, log: Path, **settings: str) -> Iterator[s
     finally:
         process.terminate()
         process.wait(30)
+
+
+def installed_account(cluster: Cluster, path: Path) -> Path:
+    """A kubeconfig at `path` for the account of the chart, which is installed as far as it concerns the API server."""
+    command = [programs_folder(HELM) / "helm", "template", "trainyard", str(ROOT / "helm" / "trainyard")]
+    command += ["--namespace", OPERATOR_NAMESPACE, "--set", "crds.create=false"]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    objects = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] in INSTALLED]
+    cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(objects))
+    (account,) = (each["metadata"]["name"] for each in objects if each["kind"] == "ServiceAccount")
+    token = cluster.kubectl("create", "token", account, "--namespace", OPERATOR_NAMESPACE, "--duration=24h").strip()
+    return cluster.kubeconfig_with(token, path)
 
 
 CHILDREN = (JOBS, PODS)

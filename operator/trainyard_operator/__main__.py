@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime
 
 from trainyard_api.run import Intake as IntakeAddress
 
@@ -57,7 +56,11 @@ class Certificate:
             hosts = [self._settings.intake_hostname]
             self._load(
                 await tls.ensure_secret(
-                    self._cluster, self._settings.namespace, self._settings.intake_secret, hosts, datetime.now(UTC)
+                    self._cluster,
+                    self._settings.namespace,
+                    self._settings.intake_secret,
+                    hosts,
+                    self._cluster.clock.now(),
                 )
             )
 
@@ -99,6 +102,7 @@ class Operator:
         self._probes = Probes(
             self._metrics,
             self._heartbeat,
+            clock=cluster.clock,
             watch_seconds=settings.watch_server_seconds + 2 * settings.watch_inactivity_seconds,
         )
         self._certificate = Certificate(cluster, settings)

@@ -21,6 +21,8 @@ import aiohttp
 import orjson
 from kubernetes.aio import client, config
 
+from trainyard_operator.clock import Clock
+
 logger = logging.getLogger(__name__)
 
 Object = dict[str, Any]
@@ -122,6 +124,7 @@ class Cluster:
         self._agent = f"trainyard-operator/{identity}".rstrip("/")
         self._may_write: Callable[[], bool] = lambda: True
         self._seconds = seconds
+        self.clock = Clock()
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, *, seconds: float = 30.0, identity: str = "") -> "Cluster":
@@ -150,6 +153,7 @@ class Cluster:
         """The same connection for one who may write only while `may_write` says so: asked right before each request."""
         other = Cluster(self._api, seconds=self._seconds, identity=self._identity)
         other._may_write = may_write
+        other.clock = self.clock
         return other
 
     @property
@@ -190,8 +194,10 @@ class Cluster:
         if method != "GET" and not self._may_write():
             raise UnavailableError(f"{method} {path}: not sent, another replica may lead by now")
         sent = orjson.dumps(body) if body is not None else None
+        began = self.clock.monotonic()
         try:
             response = await self._send(method, url, headers, sent, seconds or self._seconds)
+            self.clock.heard(response.headers.get("Date"), began)
             data = await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise UnavailableError(f"{method} {path}: no answer ({type(error).__name__}: {error})") from error

@@ -7,7 +7,7 @@ across restarts and leaders. Events are sent in the background and may be lost; 
 import asyncio
 import hashlib
 import logging
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from trainyard_operator.cluster import (
@@ -38,7 +38,7 @@ class Recorder:
     def emit(self, resource: Resource, about: Metadata, note: Note) -> None:
         """Send an Event soon. Call it after the write that it speaks of has succeeded."""
         try:
-            self._waiting.put_nowait(event(resource, about, note, self._identity, datetime.now(UTC)))
+            self._waiting.put_nowait(event(resource, about, note, self._identity, self._cluster.clock.now()))
         except asyncio.QueueFull:
             logger.warning("the API server takes no Events; dropped: %s %s", note.reason, note.message)
 

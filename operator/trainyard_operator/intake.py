@@ -14,7 +14,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
@@ -242,7 +242,7 @@ class Intake:
         """Whether an accepted report is written now. What a decision or a user waits for always is; mere progress within the
         writes that the cluster is to bear, and at least every `refresh_seconds`, so that silence is never mistaken for a stall."""
         stall = self._stall_seconds(report.namespace, job["status"].get("serviceName") or "")
-        due = is_due(job, report, datetime.now(UTC), self._refresh_seconds, stall)
+        due = is_due(job, report, self._cluster.clock.now(), self._refresh_seconds, stall)
         written = due or self._writes.take()
         self._metrics.progress_writes.labels("written" if written else "left").inc()
         return written
@@ -255,8 +255,9 @@ class Intake:
             tests["/status/progress"] = None
         else:
             tests["/status/progress/sequence"] = progress.get("sequence")
+        operations = report_operations(status, report, self._cluster.clock.now())
         return await self._cluster.patch_status(
-            TRAINING_JOBS, report.namespace, report.job, tests=tests, operations=report_operations(status, report)
+            TRAINING_JOBS, report.namespace, report.job, tests=tests, operations=operations
         )
 
 

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 from trainyard_operator.cluster import LEASES, Cluster, ClusterError, ConflictError, NotFoundError, Object
 
@@ -93,7 +92,7 @@ class Lease:
         try:
             lease = await self._cluster.get(LEASES, self._namespace, self._name)
             if lease["spec"].get("holderIdentity") == self._identity:
-                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": self._now()}
                 await self._cluster.replace(LEASES, lease)
         except ClusterError as error:
             logger.info("lease %s/%s was not released: %s", self._namespace, self._name, error)
@@ -141,25 +140,24 @@ class Lease:
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
             "metadata": {"namespace": self._namespace, "name": self._name},
-            "spec": self._spec(_now(), 0),
+            "spec": self._spec(self._now(), 0),
         }
 
     def _taken(self, lease: Object, holder: str | None) -> Object:
         spec = lease["spec"]
         transitions = spec.get("leaseTransitions") or 0
         if holder == self._identity:
-            return lease | {"spec": self._spec(spec.get("acquireTime") or _now(), transitions)}
-        return lease | {"spec": self._spec(_now(), transitions + 1)}
+            return lease | {"spec": self._spec(spec.get("acquireTime") or self._now(), transitions)}
+        return lease | {"spec": self._spec(self._now(), transitions + 1)}
 
     def _spec(self, acquired: str, transitions: int) -> Object:
         return {
             "holderIdentity": self._identity,
             "leaseDurationSeconds": max(1, round(self._seconds)),
             "acquireTime": acquired,
-            "renewTime": _now(),
+            "renewTime": self._now(),
             "leaseTransitions": transitions,
         }
 
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    def _now(self) -> str:
+        return self._cluster.clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 from aiohttp import web
 
 from trainyard_operator.cache import Caches
+from trainyard_operator.clock import Clock
 from trainyard_operator.decide.jobs import WAITING, service_name_of
 from trainyard_operator.metrics import CONTENT_TYPE, Metrics, ServiceLoad
 from trainyard_operator.queue import WorkQueue
@@ -52,9 +53,10 @@ class Heartbeat:
 class Probes:
     """What the probes ask."""
 
-    def __init__(self, metrics: Metrics, heartbeat: Heartbeat, *, watch_seconds: float) -> None:
+    def __init__(self, metrics: Metrics, heartbeat: Heartbeat, *, clock: Clock, watch_seconds: float) -> None:
         self._metrics = metrics
         self._heartbeat = heartbeat
+        self._clock = clock
         self._watch_seconds = watch_seconds
         self._watching_since: float | None = None
         self._watch: Watch | None = None
@@ -70,7 +72,7 @@ class Probes:
         """From now on the queue counts too."""
         self._queue = queue
         if (watch := self._watch) is not None:
-            self._metrics.loads = lambda: service_loads(watch.caches, datetime.now(UTC))
+            self._metrics.loads = lambda: service_loads(watch.caches, self._clock.now())
 
     def troubles(self) -> list[str]:
         """Why this replica should be started again; empty while it is well."""

@@ -104,7 +104,7 @@ class Reconciler:
         self._metrics = metrics
         self._settings = settings
         self._actions = Actions(cluster, watch, settings, intake)
-        self._reports_since = _now()
+        self._reports_since = self._now()
         self._refusals: dict[Key, dict[tuple[str, str], Refusal]] = {}
         self._counted: dict[Key, float] = {}
         self._placed: dict[Key, float] = {}
@@ -158,7 +158,7 @@ class Reconciler:
             self._count(snapshot, plan.status)
         self._emit(TRAINING_JOBS, entry.view.metadata, plan.events)
         await self._carry_out(entry.view, snapshot, plan.actions)
-        return _seconds_until(plan.look_again_at)
+        return self._seconds_until(plan.look_again_at)
 
     async def _carry_out(self, job: JobView, snapshot: JobSnapshot, actions: Sequence[Action]) -> None:
         """The actions in order. What makes or changes something makes the next look follow at once, but for what is made for an
@@ -189,7 +189,7 @@ class Reconciler:
         held = self._refusals.setdefault(key, {})
         tries = held[name].tries + 1 if name in held else 1
         status, reason = (error.status, error.reason) if isinstance(error, ClusterError) else (0, "")
-        now = datetime.now(UTC)
+        now = self._cluster.clock.now()
         held[name] = Refusal(*name, str(error), retry_time(now, tries), status, reason, tries)
         self._metrics.refusals.labels(name[0]).inc()
         logger.info("%s: %s was refused (%d times): %s", key, name[0], tries, error)
@@ -212,7 +212,7 @@ class Reconciler:
         start_job = job.spec.start_from.job
         service_name = service_name_of(job.spec)
         service_view = caches.services.get((namespace, service_name))
-        now = _now()
+        now = self._now()
         return JobSnapshot(
             now=now,
             job=job,
@@ -283,7 +283,7 @@ class Reconciler:
         self, namespace: str, attempt_jobs: Sequence[AttemptJob], pods: Sequence[AttemptPod]
     ) -> tuple[EventView, ...]:
         """Events that tell why a pod does not start, or is not even made; none while all is on its way."""
-        now = datetime.now(UTC)
+        now = self._cluster.clock.now()
         uids = [pod.metadata.uid for pod in pods if not pod.over and not _running(pod) and _age(pod.metadata, now)]
         owners = {pod.owner_uid for pod in pods}
         uids += [
@@ -312,7 +312,7 @@ class Reconciler:
             self._placed.pop(key, None)
             return None
         snapshot = ServiceSnapshot(
-            now=_now(),
+            now=self._now(),
             service=entry.view,
             tally=self._caches.tally(name),
             standby_jobs=self._caches.attempt_jobs.by("standby", name),
@@ -344,7 +344,7 @@ class Reconciler:
             except (RejectedError, ManifestError) as error:
                 self._emit(TRAINING_SERVICES, entry.view.metadata, [Note("ActionRefused", str(error), warning=True)])
                 raise
-        looks = (_seconds_until(plan.look_again_at), self._show_places(key, plan.misplaced))
+        looks = (self._seconds_until(plan.look_again_at), self._show_places(key, plan.misplaced))
         return min((seconds for seconds in looks if seconds is not None), default=None)
 
     def _show_places(self, service: Key, jobs: Sequence[str]) -> float | None:
@@ -374,7 +374,7 @@ class Reconciler:
             if not await self._write(TRAINING_BUDGETS, key, tests, operations):
                 return STALE_SECONDS
         self._emit(TRAINING_BUDGETS, entry.view.metadata, plan.events)
-        return _seconds_until(plan.look_again_at)
+        return self._seconds_until(plan.look_again_at)
 
     async def _budget_snapshot(self, namespace: str, view: BudgetView) -> BudgetSnapshot:
         caches = self._caches
@@ -390,14 +390,14 @@ class Reconciler:
                 if found is not None:
                     self._watch.arrived(caches.jobs, found)
         jobs = [caches.jobs.get((namespace, name)) for name in sorted(names)]
-        return BudgetSnapshot(_now(), view, services, tuple(job for job in jobs if job is not None))
+        return BudgetSnapshot(self._now(), view, services, tuple(job for job in jobs if job is not None))
 
     async def _reconcile_version(self, key: Key) -> float | None:
         """A ModelVersion whose job is gone; while the job is there, the job's own reconcile writes the version."""
         entry = self._caches.versions.entry((key.namespace, key.name))
         if entry is None or self._caches.jobs.get((key.namespace, entry.view.spec.job_name)) is not None:
             return None
-        plan = lifecycle.decide_version(entry.view, _now())
+        plan = lifecycle.decide_version(entry.view, self._now())
         if plan.status is None:
             return None
         raw, new = entry.status or {}, plan.status.to_dict()
@@ -431,6 +431,15 @@ class Reconciler:
         if change is not None:
             self._watch.wake(change, but=key)
         return True
+
+    def _now(self) -> datetime:
+        """The cluster's time with the precision of Kubernetes: seconds."""
+        return self._cluster.clock.now().replace(microsecond=0)
+
+    def _seconds_until(self, when: datetime | None) -> float | None:
+        if when is None:
+            return None
+        return max((when - self._cluster.clock.now()).total_seconds(), STALE_SECONDS)
 
     def _count(self, snapshot: JobSnapshot, written: TrainingJobStatus) -> None:
         job, view = snapshot.job, snapshot.service
@@ -497,14 +506,3 @@ def _running(pod: AttemptPod) -> bool:
 def _age(metadata: Metadata, now: datetime) -> bool:
     """Whether the object has had its time to start quietly."""
     return metadata.creation_time is not None and (now - metadata.creation_time).total_seconds() > QUIET_SECONDS
-
-
-def _now() -> datetime:
-    """The time with the precision of Kubernetes: seconds."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
-def _seconds_until(when: datetime | None) -> float | None:
-    if when is None:
-        return None
-    return max((when - datetime.now(UTC)).total_seconds(), STALE_SECONDS)

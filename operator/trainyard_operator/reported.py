@@ -1,7 +1,7 @@
 """What a report becomes in a job's status: pure functions from `Report` to JSON Patch operations."""
 
 import math
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from trainyard_api.report import Phase, Report
@@ -13,9 +13,9 @@ RESTART_FIELDS = ("phase", "message", "result", "sequence", "updatedAt")
 """What the supervisor of a process that failed has to say."""
 
 
-def report_operations(status: Object, report: Report, now: datetime | None = None) -> list[Object]:
+def report_operations(status: Object, report: Report, now: datetime) -> list[Object]:
     """The operations that write `report` over what `status` has; fields that a report lacks keep what an earlier one said."""
-    progress = progress_of(report, now or datetime.now(UTC)).to_dict()
+    progress = progress_of(report, now).to_dict()
     if report.phase is Phase.RESTARTING:
         # Its process is gone, and only that knew the numbers.
         progress = (status.get("progress") or {}) | {k: v for k, v in progress.items() if k in RESTART_FIELDS}
@@ -36,7 +36,7 @@ def report_operations(status: Object, report: Report, now: datetime | None = Non
 
 
 def progress_of(report: Report, now: datetime) -> Progress:
-    """`status.progress`; `updatedAt` is when the report was taken, by the operator's clock."""
+    """`status.progress`; `updatedAt` is when the report was taken, by the cluster's clock."""
     fields = {name: getattr(report, name) for name in Progress.model_fields if name in Report.model_fields}
     fields |= {"updated_at": now.replace(microsecond=0), "result": report.result and report.result.to_status()}
     if report.images_per_second is not None and not math.isfinite(report.images_per_second):

@@ -57,7 +57,11 @@ class Verifier:
         """The pod of a good token. Raises `TokenError`; `ClusterError` when the keys cannot be read."""
         digest = hashlib.sha256(token.encode()).digest()
         known = self._known.get(digest)
-        if known is not None and time.time() < known[1] and time.monotonic() - self._read_at < KEYS_SECONDS:
+        if (
+            known is not None
+            and self._cluster.clock.seconds() < known[1]
+            and time.monotonic() - self._read_at < KEYS_SECONDS
+        ):
             return known[0]
         reporter, expires = await self._verified(token)
         self._known[digest] = reporter, expires
@@ -79,18 +83,26 @@ class Verifier:
                 algorithms=ALGORITHMS,
                 audience=TOKEN_AUDIENCE,
                 issuer=self._issuer,
-                leeway=LEEWAY_SECONDS,
-                options={"require": ["exp", "iat", "iss", "aud"]},
+                # The times are compared with the cluster's clock, not with this machine's.
+                options={
+                    "require": ["exp", "iat", "iss", "aud"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                },
             )
-        except jwt.ExpiredSignatureError as error:
-            raise TokenError("the token has expired; read the file again, the kubelet renews it") from error
         except jwt.InvalidAudienceError as error:
             raise TokenError(f"the token is not for {TOKEN_AUDIENCE}") from error
         except jwt.InvalidIssuerError as error:
             raise TokenError("the token was issued by another cluster") from error
         except jwt.PyJWTError as error:
             raise TokenError("the token's signature does not verify") from error
-        return _reporter(claims), claims["exp"] + LEEWAY_SECONDS
+        now, expires = self._cluster.clock.seconds(), claims["exp"] + LEEWAY_SECONDS
+        if now >= expires:
+            raise TokenError("the token has expired; read the file again, the kubelet renews it")
+        if now < claims.get("nbf", 0) - LEEWAY_SECONDS:
+            raise TokenError("the token is not valid yet")
+        return _reporter(claims), expires
 
     async def _key(self, key_id: str | None) -> jwt.PyJWK:
         await self._refresh(lambda: key_id in self._keys)

@@ -1,4 +1,4 @@
-"""A seeded bad day: two operators behind the proxy, jobs of every fate, and in every round something that dies or is edited.
+"""A seeded bad day: two operators behind the proxy, jobs of every fate, and in every round something that dies, breaks or is edited.
 
 What is random is drawn from the seed alone, so that the same seed does the same things in the same order; when they meet the
 operator is up to the machine.
@@ -20,6 +20,7 @@ import yaml
 from trainyard_operator.cluster import (
     NAMESPACES,
     PODS,
+    SECRETS,
     TRAINING_BUDGETS,
     TRAINING_JOBS,
     TRAINING_SERVICES,
@@ -29,12 +30,16 @@ from trainyard_operator.cluster import (
     NotFoundError,
     RejectedError,
 )
+from trainyard_trainer.synth import write_zip
 
+from demo.stage import storage_secret
 from devcluster import Cluster as Devcluster
 from devcluster.access import free_port
 from devcluster.node.process import Process
 from tests.chaos.observer import Expected, Findings, Glimpse, observe, pod_fact
 from tests.chaos.proxy import Proxy
+from tests.chaos.stepped import CLOCK_FILE
+from tests.chaos.storage import BUCKET, Storage
 from tests.operator.harness import Operator, Yard, leading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +47,20 @@ Object = dict[str, Any]
 SERVICES: dict[str, Object] = {
     "cold": {"maxInstances": 3},
     "warm": {"maxInstances": 2, "minInstances": 1},
+    "real": {"maxInstances": 1},
 }
+"""The last one trains; the others run what only keeps a trainer's contract."""
+FAKE = ("cold", "warm")
+TRAINS = "trains"
+TRAINING: Object = {
+    "dataset": {"sources": [{"uri": f"s3://{BUCKET}/shapes.zip"}], "imageSize": 64},
+    "output": {"uri": f"s3://{BUCKET}/models"},
+    "training": {"steps": 8, "batchSize": 4, "checkpointEverySteps": 2},
+}
+CLOCK_STEPS = (-86_400, -5_400, -60, 60, 5_400, 86_400)
+"""Seconds. Each is more than some time that an attempt is given."""
 EXECUTION = {"drainSeconds": 3, "backoffSeconds": 0, "maxDisruptions": 500}
+REAL_ENVIRONMENT = [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "TRAINYARD_ONNX", "value": "0"}]
 BUDGET_MINUTES = 10**6
 OVER = {"Succeeded", "Failed", "Aborted"}
 
@@ -57,6 +74,7 @@ FATES: tuple[tuple[str, list[Object], set[str]], ...] = (
     ("silent", [{"silent": 1}], {"Succeeded"}),
     ("bad-data", [{"exit": 65, "message": "a.xml:17: xmax 10 < xmin 40"}], {"Failed"}),
     ("hopeless", [{"exit": 1}], {"Failed"}),
+    (TRAINS, [], {"Succeeded"}),
 )
 
 
@@ -81,7 +99,9 @@ class Play:
         self.namespace = f"chaos-{self.seed}-{time.time_ns() % 10**6}"
         self.glimpses: list[Glimpse] = []
         self.operators: list[Operator] = []
+        self._trained: dict[str, str] = {}
         self.rare = self.random.sample(RARE, len(RARE))
+        self.storage = Storage(self.devcluster.s3)
 
     async def run(self, rounds: int, say: Callable[[str], None] = lambda _: None) -> Findings:
         """Play `rounds`, let the dust settle, and have the history judged."""
@@ -101,21 +121,27 @@ class Play:
             await self._glimpse()
         finally:
             await self.proxy.stop()
+            await self.storage.stop()
             await self.api.close()
-        return observe(log, start, self.namespace, self.expected, self.glimpses)
+        findings = observe(log, start, self.namespace, self.expected, self.glimpses)
+        self.storage.judge(self._trained, findings)
+        return findings
 
     # --- the stage ----------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _operators(self) -> AsyncIterator[None]:
-        port = free_port()
+        port, storage_port = free_port(), free_port()
         await self.proxy.start(port)
+        await self.storage.start(storage_port)
         await self._patiently(lambda: self._make(NAMESPACES, {"metadata": {"name": self.namespace}}))
         self.devcluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", self.namespace, timeout=120)
-        for name, scaling in SERVICES.items():
+        for name in FAKE:
+            scaling = SERVICES[name]
             await self._patiently(
                 lambda name=name, scaling=scaling: self.yard.service(name, scaling=scaling, execution=EXECUTION)
             )
+        await self._give_storage(storage_port)
         await self._patiently(lambda: self.yard.budget(trainingMinutes=BUDGET_MINUTES, period="Total"))
         kubeconfig = self._through_the_proxy(port)
         for name in ("first", "second"):
@@ -130,6 +156,8 @@ class Play:
                 resync_seconds=4,
                 lost_node_seconds=3600,
                 keep_finished_seconds=60,
+                module="tests.chaos.stepped",
+                environment={CLOCK_FILE: str(self.folder / f"{name}.clock")},
             )
             self.operators.append(operator)
             operator.start()
@@ -141,6 +169,24 @@ class Play:
             keeper.cancel()
             for operator in self.operators:
                 operator.kill()
+
+    async def _give_storage(self, port: int) -> None:
+        """A bucket with a few pictures, and the service that trains with them for good."""
+        with contextlib.suppress(self.storage.client.exceptions.BucketAlreadyOwnedByYou):
+            self.storage.client.create_bucket(Bucket=BUCKET)
+        pictures = self.folder / "shapes.zip"
+        write_zip(pictures, images=16, size=(96, 72), labels=2, seed=7)
+        self.storage.client.upload_file(str(pictures), BUCKET, pictures.name)
+        secret = storage_secret(self.devcluster.s3, self.namespace, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
+        await self._patiently(lambda: self.api.create(SECRETS, secret))
+        body = {
+            "image": "trainyard/trainer:0.1.0",
+            "instance": {"memory": "2Gi"},
+            "scaling": SERVICES["real"],
+            "execution": EXECUTION,
+            "secretNames": [secret["metadata"]["name"]],
+        }
+        await self._patiently(lambda: self.yard.service("real", env=REAL_ENVIRONMENT, **body))
 
     def _through_the_proxy(self, port: int) -> Path:
         config = yaml.safe_load(self.devcluster.kubeconfig.read_text())
@@ -179,11 +225,14 @@ class Play:
         fate, attempts, states = self.random.choice(FATES)
         name = f"{fate}-{number}"
         policy = {"maxAttempts": 2 if fate == "hopeless" else 100, "priority": self.random.randrange(3)}
-        service = self.random.choice(sorted(SERVICES))
+        service = self.random.choice(FAKE)
         self.expected.ends[name] = set(states)
-        await self._patiently(lambda: self.yard.job(name, *attempts, service=service, policy=policy))
+        if fate == TRAINS:
+            await self._patiently(lambda: self.yard.job(name, service="real", policy=policy, **TRAINING))
+        else:
+            await self._patiently(lambda: self.yard.job(name, *attempts, service=service, policy=policy))
         # Every kind of the rare ones comes up before one comes again.
-        deed = self.rare[number // 4 % len(self.rare)] if number % 4 == 1 else self.random.choice(USUAL)
+        deed = self.rare[number // 3 % len(self.rare)] if number % 3 == 1 else self.random.choice(USUAL)
         word = deed.__name__.strip("_").replace("_", " ")
         self.deeds[word] += 1
         await deed(self)
@@ -282,6 +331,24 @@ class Play:
         await asyncio.to_thread(self.devcluster.kill_node, 0)
         await asyncio.to_thread(self.devcluster.restart_node, 0)
 
+    async def _set_clock(self) -> None:
+        """Of the machine of one operator, and so it stays until it is set again."""
+        operator, wrong = self.random.choice(self.operators), self.random.choice(CLOCK_STEPS)
+        operator.log.with_suffix(".clock").write_text(str(wrong))
+
+    async def _fill_storage(self) -> None:
+        """A training finds no room for what it wants to store, until somebody makes some."""
+        name, seconds = f"{TRAINS}-where-all-is-full-{self.deeds['fill storage']}", self.random.uniform(0.5, 6.0)
+        self.expected.ends[name] = {"Succeeded"}
+        await self._patiently(lambda: self.yard.job(name, service="real", policy={"maxAttempts": 100}, **TRAINING))
+        self.storage.refusal.clear()
+        self.storage.full = True
+        with contextlib.suppress(TimeoutError):  # the job may have come to nothing meanwhile
+            async with asyncio.timeout(60):
+                await self.storage.refusal.wait()
+        await asyncio.sleep(seconds)
+        self.storage.full = False
+
     def _any_job(self) -> str:
         """The youngest ones are the likeliest to live."""
         names = list(self.expected.ends)
@@ -316,6 +383,9 @@ class Play:
 
     async def _is_at_rest(self) -> bool:
         jobs = await self.api.list_all(TRAINING_JOBS, self.namespace)
+        self._trained = {
+            job["metadata"]["name"]: job["status"]["state"] for job in jobs if job["spec"]["serviceName"] == "real"
+        }
         services = await self.api.list_all(TRAINING_SERVICES, self.namespace)
         budgets = await self.api.list_all(TRAINING_BUDGETS, self.namespace)
         held = [budget for budget in budgets if (budget.get("status") or {}).get("reservations")]
@@ -344,4 +414,4 @@ USUAL: tuple[Deed, ...] = (
     Play._reset,
     Play._pause,
 )
-RARE: tuple[Deed, ...] = (Play._api_server, Play._etcd, Play._node)
+RARE: tuple[Deed, ...] = (Play._api_server, Play._etcd, Play._node, Play._set_clock, Play._fill_storage)

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @contextmanager
 def stage(state: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[Cluster]:
-    """A cluster of its own, for its parts are killed: one node, our kinds, and bodies in its audit log."""
+    """A cluster of its own, for its parts are killed: one node, S3, our kinds, and bodies in its audit log."""
     owner = processes.record(os.getpid())
-    with Cluster.start("chaos", state=state, nodes=1, audit_bodies=True, owner=owner, say=say) as cluster:
+    with Cluster.start("chaos", state=state, nodes=1, s3=True, audit_bodies=True, owner=owner, say=say) as cluster:
         cluster.define(ROOT / "crds")
         yield cluster

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,20 @@ Object = dict[str, Any]
 class Operator:
     """The operator under test, started again as often as a test likes; its ports and its identity stay."""
 
-    def __init__(self, kubeconfig: Path, namespace: str, log: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        namespace: str,
+        log: Path,
+        *,
+        module: str = "trainyard_operator",
+        environment: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        """`settings` are the operator's own; `module` is what is run, with `environment` over this process's."""
         self.namespace = namespace
         self.log = log
+        self._module = module
         self.probe_port, self.intake_port = free_port(), free_port()
         own = {
             "namespace": namespace,
@@ -56,7 +67,7 @@ class Operator:
             "log_level": "DEBUG" if os.environ.get("TRAINYARD_TEST_DEBUG") else "INFO",
         } | settings
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TRAINYARD_")}
-        self._environment["KUBECONFIG"] = str(kubeconfig)
+        self._environment |= {"KUBECONFIG": str(kubeconfig)} | dict(environment or {})
         for key, value in own.items():
             text = json.dumps(value) if isinstance(value, dict | list) else str(value)
             self._environment[f"TRAINYARD_{key.upper()}"] = text
@@ -65,7 +76,7 @@ class Operator:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "trainyard_operator"], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", self._module], env=self._environment, stdout=log, stderr=log
             )
 
     async def ready(self, seconds: float = 90) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from trainyard_operator import probes
 from trainyard_operator.cache import Cache
+from trainyard_operator.clock import Clock
 from trainyard_operator.cluster import Cluster
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.probes import Heartbeat, Probes
@@ -215,7 +216,7 @@ async def test_nothing_is_woken_before_the_caches_are_complete():
 
 async def test_a_dead_watch_a_stuck_queue_and_a_late_loop_are_found(watch: Watch, monkeypatch: pytest.MonkeyPatch):
     heartbeat = Heartbeat(Metrics())
-    health = Probes(Metrics(), heartbeat, watch_seconds=390)
+    health = Probes(Metrics(), heartbeat, clock=Clock(), watch_seconds=390)
     health.watches(watch)
     health.leads(watch.queue)
     for cache in watch.watched:

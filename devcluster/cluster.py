@@ -255,7 +255,8 @@ class Cluster:
 
     def _run(self, command: list[str], stdin: str | None, check: bool, timeout: float) -> str:
         folders = {name: str(self.layout.data / "helm" / name.lower()) for name in _HELM_FOLDERS}
-        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), **folders}
+        # Such a program ends before collecting its garbage would pay.
+        environment = {"GOGC": "off", **os.environ, "KUBECONFIG": str(self.kubeconfig), **folders}
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=timeout, env=environment, check=False
         )

@@ -81,6 +81,8 @@ class Plant:
         self.layout, self.addresses, self.ports, self.programs = layout, addresses, ports, programs
         self.host = str(addresses.control_plane)
         self.authority = Authority(layout.pki)
+        # One of its own: else the API server verifies each client's certificate twice, first as if it were its own proxy.
+        self.front_proxies = Authority(layout.pki / "front-proxy", common_name="front-proxy-ca")
         self.client_pairs: dict[str, KeyPair] = {}
 
     @property
@@ -94,7 +96,7 @@ class Plant:
         issue("etcd-client", "kube-apiserver")
         serving = (host, self.addresses.kubernetes_service)
         issue("kube-apiserver", "kube-apiserver", names=KUBERNETES_NAMES, addresses=serving)
-        issue("front-proxy", FRONT_PROXY)
+        self.front_proxies.issue("client", FRONT_PROXY)
         issue("kubelet-client", "kube-apiserver-kubelet-client", ("system:masters",))
         for name in ("kube-controller-manager", "kube-scheduler"):
             pair = issue(name, f"system:{name}", addresses=(host,))
@@ -151,13 +153,13 @@ class Plant:
             "kubelet-client-key": self._pki("kubelet-client.key"),
             "kubelet-certificate-authority": self.authority.certificate_path,
             "kubelet-preferred-address-types": "InternalIP",
-            "requestheader-client-ca-file": self.authority.certificate_path,
+            "requestheader-client-ca-file": self.front_proxies.certificate_path,
             "requestheader-allowed-names": FRONT_PROXY,
             "requestheader-username-headers": "X-Remote-User",
             "requestheader-group-headers": "X-Remote-Group",
             "requestheader-extra-headers-prefix": "X-Remote-Extra-",
-            "proxy-client-cert-file": self._pki("front-proxy.crt"),
-            "proxy-client-key-file": self._pki("front-proxy.key"),
+            "proxy-client-cert-file": self._pki("front-proxy/client.crt"),
+            "proxy-client-key-file": self._pki("front-proxy/client.key"),
             "service-account-issuer": ISSUER,
             "service-account-key-file": self._pki("service-account.pub"),
             "service-account-signing-key-file": self._pki("service-account.key"),

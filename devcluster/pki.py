@@ -35,20 +35,27 @@ class KeyPair:
 
 
 class Authority:
-    """Signs everything in a cluster. Its files are `ca.crt` and `ca.key` in `folder`, made when they are missing.
+    """Signs certificates as `common_name`. Its files are `ca.crt` and `ca.key` in `folder`, made when they are missing.
 
     Keys are P-256: making a dozen takes milliseconds, which RSA keys would not. `names` and an `rsa_key` are for the few who
     want an authority with names of its own, or can read no other key.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str] = (), *, rsa_key: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str] = (),
+        *,
+        common_name: str = "trainyard-devcluster",
+        rsa_key: bool = False,
+    ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         self.certificate_path = folder / "ca.crt"
         key_path = folder / "ca.key"
         if not (key_path.exists() and self.certificate_path.exists()):
             key = _new_rsa_key() if rsa_key else ec.generate_private_key(ec.SECP256R1())
-            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "trainyard-devcluster")])
+            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
             _write(key_path, _key_pem(key))
             _write(self.certificate_path, _certificate_pem(_sign_authority(name, key, names)))
         loaded = serialization.load_pem_private_key(key_path.read_bytes(), password=None)

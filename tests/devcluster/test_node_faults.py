@@ -6,10 +6,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import CoordinationV1Api, CoreV1Api, V1ContainerStateTerminated, V1Pod
 
 from devcluster import Cluster
 from devcluster.node import faults
@@ -28,7 +30,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any
 
 
 @pytest.fixture
-def node(cluster: Cluster, tmp_path: Path) -> Iterator[Node]:
+def node(cluster: Cluster, core: CoreV1Api, tmp_path: Path) -> Iterator[Node]:
     """A node of the test's own, ready."""
     index = 150 + os.getpid() % 40
     addresses = cluster.addresses
@@ -37,15 +39,21 @@ def node(cluster: Cluster, tmp_path: Path) -> Iterator[Node]:
         name, cluster.kubeconfig, tmp_path / "node", str(addresses.node(index)), str(addresses.node_pods(index)), 1
     )
     node.start()
-    cluster.kubectl("wait", "--for=create", f"node/{name}", "--timeout=60s")
-    cluster.kubectl("wait", "--for=condition=Ready", f"node/{name}", "--timeout=60s")
+
+    def ready() -> bool:
+        found = core.list_node(field_selector=f"metadata.name={name}").items
+        return any(
+            (one.type, one.status) == ("Ready", "True") for each in found for one in each.status.conditions or []
+        )
+
+    until(ready, f"node {name} to be ready")
     yield node
     node.end()
-    cluster.kubectl("delete", "node", name)
+    core.delete_node(name)
 
 
 @pytest.fixture
-def pod(cluster: Cluster, namespace: str, node: Node) -> dict[str, Any]:
+def pod(core: CoreV1Api, namespace: str, node: Node) -> V1Pod:
     """A pod that runs on the node until it is ended."""
     container = {
         "name": "main",
@@ -53,72 +61,72 @@ def pod(cluster: Cluster, namespace: str, node: Node) -> dict[str, Any]:
         "command": ["sh", "-c", "trap 'exit 9' TERM; sleep 4000 & wait"],
     }
     spec = {"nodeName": node.name, "restartPolicy": "Never", "containers": [container]}
-    manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
-    cluster.kubectl("--namespace", namespace, "apply", "-f", "-", stdin=json.dumps(manifest))
-    phase = "--for=jsonpath={.status.phase}=Running"
-    cluster.kubectl("--namespace", namespace, "wait", phase, "pod/p", "--timeout=60s")
-    return json.loads(cluster.kubectl("--namespace", namespace, "get", "pod", "p", "-o", "json"))
+    core.create_namespaced_pod(namespace, {"metadata": {"name": "p"}, "spec": spec})
+
+    def running() -> V1Pod | None:
+        found = core.read_namespaced_pod("p", namespace)
+        return found if found.status.phase == "Running" else None
+
+    return until(running, "the pod to run")
 
 
-def run_folder(node: Node, pod: dict[str, Any]) -> Path:
-    return node.state / "pods" / pod["metadata"]["uid"] / "containers" / "main" / "0"
+def run_folder(node: Node, pod: V1Pod) -> Path:
+    return node.state / "pods" / pod.metadata.uid / "containers" / "main" / "0"
 
 
-def pids(node: Node, pod: dict[str, Any]) -> tuple[int, int]:
+def pids(node: Node, pod: V1Pod) -> tuple[int, int]:
     """bubblewrap's pid, and that of the container's process 1."""
     folder = run_folder(node, pod)
     status = json.loads((folder / "status").read_text().splitlines()[0])
     return json.loads((folder / "run.json").read_text())["monitor"], status["child-pid"]
 
 
-def container_state(cluster: Cluster, pod: dict[str, Any]) -> dict[str, Any]:
-    metadata = pod["metadata"]
-    text = cluster.kubectl("--namespace", metadata["namespace"], "get", "pod", metadata["name"], "-o", "json")
-    return json.loads(text)["status"]["containerStatuses"][0]["state"]
+def container_end(core: CoreV1Api, pod: V1Pod) -> V1ContainerStateTerminated | None:
+    found = core.read_namespaced_pod(pod.metadata.name, pod.metadata.namespace)
+    return found.status.container_statuses[0].state.terminated
 
 
 @pytest.mark.cluster
-def test_a_node_that_is_killed_leaves_nothing_and_says_so_when_it_is_back(
-    cluster: Cluster, node: Node, pod: dict[str, Any]
-):
+def test_a_node_that_is_killed_leaves_nothing_and_says_so_when_it_is_back(core: CoreV1Api, node: Node, pod: V1Pod):
     monitor, child = pids(node, pod)
     faults.kill(node.state)
     until(lambda: start_ticks(monitor) is None and start_ticks(child) is None, "the end of the container")
     assert node.process is not None
     node.process.wait(10)
     node.start()
-    ended = until(lambda: container_state(cluster, pod).get("terminated"), "the end in the pod's status")
-    assert (ended["exitCode"], ended["reason"]) == (255, "Unknown")
+    ended = until(lambda: container_end(core, pod), "the end in the pod's status")
+    assert (ended.exit_code, ended.reason) == (255, "Unknown")
 
 
 @pytest.mark.cluster
-def test_a_frozen_node_does_nothing_while_its_container_runs_on(cluster: Cluster, node: Node, pod: dict[str, Any]):
+def test_a_frozen_node_does_nothing_while_its_container_runs_on(core: CoreV1Api, node: Node, pod: V1Pod):
     _, child = pids(node, pod)
-    lease = ("--namespace", "kube-node-lease", "get", "lease", node.name, "-o", "jsonpath={.spec.renewTime}")
+    leases = CoordinationV1Api(core.api_client)
+
+    def heartbeat() -> datetime:
+        return leases.read_namespaced_lease(node.name, "kube-node-lease").spec.renew_time
+
     faults.freeze(node.state)
     try:
-        renewed = cluster.kubectl(*lease)
-        cluster.kubectl("--namespace", pod["metadata"]["namespace"], "delete", "pod", "p", "--wait=false")
+        renewed = heartbeat()
+        core.delete_namespaced_pod("p", pod.metadata.namespace)
         # Long enough for two heartbeats, and for a node that lives to have ended the container.
         deadline = time.monotonic() + 5
         until(lambda: time.monotonic() > deadline, "five seconds")
-        assert cluster.kubectl(*lease) == renewed
+        assert heartbeat() == renewed
         assert start_ticks(child) is not None
     finally:
         faults.thaw(node.state)
     until(lambda: start_ticks(child) is None, "the end of the container, once the node is back")
-    until(lambda: cluster.kubectl(*lease) != renewed, "a heartbeat")
+    until(lambda: heartbeat() != renewed, "a heartbeat")
 
 
 @pytest.mark.cluster
-def test_what_runs_of_a_pod_that_is_no_more_is_killed_when_the_node_is_back(
-    cluster: Cluster, node: Node, pod: dict[str, Any]
-):
+def test_what_runs_of_a_pod_that_is_no_more_is_killed_when_the_node_is_back(core: CoreV1Api, node: Node, pod: V1Pod):
     _, child = pids(node, pod)
     node.stop(signal.SIGKILL)
-    namespace = pod["metadata"]["namespace"]
-    cluster.kubectl("--namespace", namespace, "delete", "pod", "p", "--force", "--grace-period=0")
-    cluster.kubectl("--namespace", namespace, "wait", "--for=delete", "pod/p", "--timeout=30s")
+    core.delete_namespaced_pod("p", pod.metadata.namespace, grace_period_seconds=0)
+    until(lambda: not core.list_namespaced_pod(pod.metadata.namespace).items, "the end of the pod's object")
     assert start_ticks(child) is not None, "nobody is there to end it"
     node.start()
     until(lambda: start_ticks(child) is None, "the end of the orphan")
@@ -126,13 +134,11 @@ def test_what_runs_of_a_pod_that_is_no_more_is_killed_when_the_node_is_back(
 
 
 @pytest.mark.cluster
-def test_a_container_whose_bubblewrap_is_killed_ends_and_nobody_knows_how(
-    cluster: Cluster, node: Node, pod: dict[str, Any]
-):
+def test_a_container_whose_bubblewrap_is_killed_ends_and_nobody_knows_how(core: CoreV1Api, node: Node, pod: V1Pod):
     monitor, child = pids(node, pod)
     os.kill(monitor, signal.SIGKILL)
-    ended = until(lambda: container_state(cluster, pod).get("terminated"), "the end in the pod's status")
-    assert (ended["exitCode"], ended["reason"]) == (255, "Unknown")
+    ended = until(lambda: container_end(core, pod), "the end in the pod's status")
+    assert (ended.exit_code, ended.reason) == (255, "Unknown")
     until(lambda: start_ticks(child) is None, "the end of the container")
 
 

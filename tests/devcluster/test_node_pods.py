@@ -3,10 +3,12 @@
 import base64
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import CoreV1Api
 
 from devcluster import Cluster, CommandError
 
@@ -16,8 +18,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("nodes")]
 class Pods:
     """Pods of one namespace, made from a shell command each."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: Cluster, core: CoreV1Api, namespace: str) -> None:
         self.cluster = cluster
+        self.core = core
         self.namespace = namespace
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 100) -> str:
@@ -36,25 +39,39 @@ class Pods:
         }
         spec = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 2, **spec}
         metadata = {"name": name, "labels": labels or {}}
-        self.apply(
-            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {**spec, "containers": [container]}}
-        )
+        body = {"metadata": metadata, "spec": {**spec, "containers": [container]}}
+        self.core.create_namespaced_pod(self.namespace, body)
 
-    def wait(self, name: str, path: str, value: str) -> None:
-        self.kubectl("wait", f"--for=jsonpath={path}={value}", f"pod/{name}", "--timeout=90s")
+    def wait(self, name: str, field: str, value: Any, seconds: float = 90) -> dict[str, Any]:
+        """The pod's status once its `field` (`phase`, `containerStatuses.0.restartCount`) has the value."""
+        deadline = time.monotonic() + seconds
+        while field_of(status := self.status(name), field) != value:
+            assert time.monotonic() < deadline, f"{field} of pod {name} is not {value}: {json.dumps(status, indent=1)}"
+            time.sleep(0.1)
+        return status
 
     def status(self, name: str) -> dict[str, Any]:
-        return json.loads(self.kubectl("get", "pod", name, "-o", "json"))["status"]
+        return json.loads(self.core.read_namespaced_pod(name, self.namespace, _preload_content=False).data)["status"]
 
     def ends(self, name: str, phase: str = "Succeeded") -> str:
         """Waits for the end of the pod, in `phase`; what its container printed."""
-        self.wait(name, "{.status.phase}", phase)
-        return self.kubectl("logs", name)
+        self.wait(name, "phase", phase)
+        return self.core.read_namespaced_pod_log(name, self.namespace, _preload_content=False).data.decode()
+
+
+def field_of(status: Any, path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    for key in path.split("."):
+        try:
+            status = status[int(key) if key.isdigit() else key]
+        except (KeyError, IndexError):
+            return None
+    return status
 
 
 @pytest.fixture
-def pods(cluster: Cluster, namespace: str) -> Pods:
-    return Pods(cluster, namespace)
+def pods(cluster: Cluster, core: CoreV1Api, namespace: str) -> Pods:
+    return Pods(cluster, core, namespace)
 
 
 def secret(name: str, **data: str) -> dict[str, Any]:
@@ -121,7 +138,7 @@ def test_an_annotation_that_changes_changes_its_file(pods: Pods):
     volume = {"name": "info", "downwardAPI": {"items": [item]}}
     script = "echo waiting; until grep -q 'say=\"go\"' /info/annotations; do sleep 0.1; done; echo seen"
     pods.run("p", script, volumes=[volume], container={"volumeMounts": [{"name": "info", "mountPath": "/info"}]})
-    pods.wait("p", "{.status.phase}", "Running")
+    pods.wait("p", "phase", "Running")
     pods.kubectl("annotate", "pod", "p", "say=go")
     assert pods.ends("p") == "waiting\nseen\n"
 
@@ -156,7 +173,7 @@ def test_a_service_reaches_its_ready_pods_by_name(pods: Pods):
             "spec": {"selector": {"app": "no"}, "ports": ports},
         },
     )
-    pods.wait("server", "{.status.containerStatuses[0].ready}", "true")
+    pods.wait("server", "containerStatuses.0.ready", True)
     client = """
 import socket, time, urllib.request
 def get(url):
@@ -192,8 +209,7 @@ def test_init_containers_run_in_turn_and_a_failed_one_ends_the_pod(pods: Pods):
     )
     pods.run("bad", "echo never", initContainers=[step("one", "exit 3"), steps[1]], **work)
     assert pods.ends("good") == "one\ntwo\n"
-    pods.wait("bad", "{.status.phase}", "Failed")
-    status = pods.status("bad")
+    status = pods.wait("bad", "phase", "Failed")
     assert [next(iter(c["state"])) for c in status["initContainerStatuses"]] == ["terminated", "waiting"]
     assert status["containerStatuses"][0]["state"]["waiting"]["reason"] == "PodInitializing"
     assert status["initContainerStatuses"][0]["state"]["terminated"]["exitCode"] == 3
@@ -201,8 +217,7 @@ def test_init_containers_run_in_turn_and_a_failed_one_ends_the_pod(pods: Pods):
 
 def test_a_crashing_container_is_started_again_ever_later(pods: Pods):
     pods.run("p", "echo run; exit 7", restartPolicy="OnFailure")
-    pods.wait("p", "{.status.containerStatuses[0].state.waiting.reason}", "CrashLoopBackOff")
-    status = pods.status("p")
+    status = pods.wait("p", "containerStatuses.0.state.waiting.reason", "CrashLoopBackOff")
     container = status["containerStatuses"][0]
     assert status["phase"] == "Running"
     assert container["restartCount"] == 1
@@ -215,7 +230,7 @@ def test_a_container_that_fails_its_liveness_probe_is_started_again(pods: Pods):
     probe = {"exec": {"command": ["test", "!", "-e", "/tmp/ill"]}, "periodSeconds": 1, "failureThreshold": 1}
     script = "touch /tmp/ill; trap 'exit 5' TERM; while :; do sleep 0.1; done"
     pods.run("p", script, restartPolicy="Always", container={"livenessProbe": probe})
-    pods.wait("p", "{.status.containerStatuses[0].restartCount}", "1")
+    pods.wait("p", "containerStatuses.0.restartCount", 1)
     events = pods.kubectl("get", "events", "-o", "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}")
     assert "Killing: Container main failed liveness probe, will be restarted" in events
     assert "Unhealthy: Liveness probe failed:" in events
@@ -223,18 +238,18 @@ def test_a_container_that_fails_its_liveness_probe_is_started_again(pods: Pods):
 
 def test_logs_are_followed_to_the_end_and_cut_to_the_last_lines(pods: Pods):
     pods.run("p", "for i in 1 2 3; do echo line $i; sleep 0.3; done")
-    pods.wait("p", "{.status.phase}", "Running")
+    pods.wait("p", "phase", "Running")
     assert pods.kubectl("logs", "-f", "p") == "line 1\nline 2\nline 3\n"
     assert pods.kubectl("logs", "--tail=2", "p") == "line 2\nline 3\n"
     pods.run("q", "true", container={"image": "nowhere.invalid/a:1"})
-    pods.wait("q", "{.status.containerStatuses[0].state.waiting.reason}", "ErrImagePull")
+    pods.wait("q", "containerStatuses.0.state.waiting.reason", "ErrImagePull")
     with pytest.raises(CommandError, match="waiting to start"):
         pods.kubectl("logs", "q")
 
 
 def test_a_command_is_executed_in_a_running_container(pods: Pods):
     pods.run("p", "echo inside > /tmp/note; sleep 1000", container={"env": [{"name": "COLOUR", "value": "blue"}]})
-    pods.wait("p", "{.status.phase}", "Running")
+    pods.wait("p", "phase", "Running")
     assert pods.kubectl("exec", "p", "--", "sh", "-c", "cat /tmp/note; echo $COLOUR; hostname") == "inside\nblue\np\n"
     assert pods.kubectl("exec", "-i", "p", "--", "cat", stdin="given\n") == "given\n"
     with pytest.raises(CommandError, match="exit code 3"):
@@ -246,7 +261,7 @@ def test_users_and_a_read_only_root_are_as_asked(pods: Pods):
     pods.run("p", script, container={"securityContext": {"runAsUser": 1234, "readOnlyRootFilesystem": True}})
     pods.run("q", "true", securityContext={"runAsNonRoot": True})
     assert pods.ends("p") == "1234\nread-only\n"
-    pods.wait("q", "{.status.containerStatuses[0].state.waiting.reason}", "CreateContainerConfigError")
+    pods.wait("q", "containerStatuses.0.state.waiting.reason", "CreateContainerConfigError")
     waiting = pods.status("q")["containerStatuses"][0]["state"]["waiting"]
     assert waiting["message"].startswith("container has runAsNonRoot and image will run as root")
 
@@ -254,9 +269,9 @@ def test_users_and_a_read_only_root_are_as_asked(pods: Pods):
 def test_a_deadline_lowered_while_the_pod_runs_ends_it(pods: Pods):
     script = "trap 'echo drained > /dev/termination-log; exit 75' TERM; while :; do sleep 0.1; done"
     pods.run("p", script, activeDeadlineSeconds=4000)
-    pods.wait("p", "{.status.phase}", "Running")
+    pods.wait("p", "phase", "Running")
     pods.kubectl("patch", "pod", "p", "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
-    pods.wait("p", "{.status.reason}", "DeadlineExceeded")
+    pods.wait("p", "reason", "DeadlineExceeded")
     terminated = pods.status("p")["containerStatuses"][0]["state"]["terminated"]
     assert (terminated["exitCode"], terminated["message"]) == (75, "drained\n")
 
@@ -269,7 +284,7 @@ def test_a_pod_waits_for_a_secret_that_comes_later(pods: Pods):
         container={"volumeMounts": [{"name": "s", "mountPath": "/s"}]},
     )
     pods.kubectl("wait", "--for=create", "pod/p", "--timeout=30s")
-    pods.wait("p", "{.status.containerStatuses[0].state.waiting.reason}", "ContainerCreating")
+    pods.wait("p", "containerStatuses.0.state.waiting.reason", "ContainerCreating")
     pods.apply(secret("late", k="here"))
     assert pods.ends("p") == "here"
 
@@ -277,7 +292,7 @@ def test_a_pod_waits_for_a_secret_that_comes_later(pods: Pods):
 def test_nothing_of_a_deleted_pod_stays(pods: Pods, tmp_path: Path):
     marker = f"sleep 7{abs(hash(pods.namespace)) % 10**8}"
     pods.run("p", f"{marker} & {marker}", volumes=[{"name": "m", "emptyDir": {"medium": "Memory"}}])
-    pods.wait("p", "{.status.phase}", "Running")
+    pods.wait("p", "phase", "Running")
     pods.kubectl("delete", "pod", "p")
     found = subprocess.run(["pgrep", "-f", marker], capture_output=True, text=True, check=False)
     assert found.stdout == ""

@@ -77,20 +77,24 @@ class Yard:
         """The status of a job that has come to its end."""
         return self.until(name, "at its end", lambda status: status.get("state") in FINAL, seconds)
 
-    def object(self, kind: str, name: str) -> Object:
-        return json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", kind, name, "-o", "json"))
+    def object(self, plural: str, name: str) -> Object:
+        """An object of one of our kinds."""
+        return self.client.get(plural, name)
 
-    def children(self, kind: str, job: str) -> list[Object]:
-        """Objects of a job, by label."""
-        return self.labelled(kind, f"trainyard.dev/job={job}")
+    def children(self, plural: str, job: str) -> list[Object]:
+        """Pods or batch/v1 Jobs of a job, by label."""
+        return self.labelled(plural, f"trainyard.dev/job={job}")
 
-    def labelled(self, kind: str, labels: str) -> list[Object]:
-        return json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", kind, "-l", labels, "-o", "json"))["items"]
+    def labelled(self, plural: str, labels: str) -> list[Object]:
+        return self._listed(plural, {"labelSelector": labels})
 
     def events(self, job: str) -> list[str]:
         selector = f"involvedObject.kind=TrainingJob,involvedObject.name={job}"
-        text = self.cluster.kubectl("-n", NAMESPACE, "get", "events", "--field-selector", selector, "-o", "json")
-        return [each["reason"] for each in json.loads(text)["items"]]
+        return [each["reason"] for each in self._listed("events", {"fieldSelector": selector})]
+
+    def _listed(self, plural: str, query: dict[str, str]) -> list[Object]:
+        group = "/apis/batch/v1" if plural == "jobs" else "/api/v1"
+        return self.client.request("GET", f"{group}/namespaces/{NAMESPACE}/{plural}", query=query)["items"]
 
 
 def sha256(data: bytes) -> str:

@@ -25,7 +25,7 @@ def test_a_warm_instance_trains_at_once(yard: Yard, shapes: bytes):
     }
     yard.cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=json.dumps(service))
     deadline = time.monotonic() + 120
-    while (status := yard.object("tsvc", "warm").get("status", {})).get("standbyInstances") != 1:
+    while (status := yard.object("trainingservices", "warm").get("status", {})).get("standbyInstances") != 1:
         assert time.monotonic() < deadline, json.dumps(status, indent=1)
         time.sleep(0.2)
     began = time.time()

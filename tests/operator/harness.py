@@ -27,6 +27,7 @@ from trainyard_operator.cluster import (
 from devcluster.access import free_port
 
 FAKE_TRAINER = Path(__file__).parent / "fake_trainer"
+POLL_SECONDS = 0.4
 FINAL = {"Succeeded", "Failed", "Stopped", "Canceled", "Aborted"}
 Object = dict[str, Any]
 
@@ -220,7 +221,7 @@ class Yard:
                 raise AssertionError(
                     f"job {name} did not reach {wanted} in {seconds} s: {json.dumps(status, indent=1)}"
                 )
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def finished(self, name: str, seconds: float = 150) -> Object:
         """The status of the job when it is over."""

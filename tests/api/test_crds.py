@@ -31,7 +31,7 @@ def test_no_file_is_left_over(folder: str) -> None:
 
 @kinds
 def test_the_file_reads_back_as_it_was_meant(kind: Kind) -> None:
-    assert yaml.safe_load(to_yaml(kind)) == custom_resource_definition(kind)
+    assert yaml.load(to_yaml(kind), yaml.CSafeLoader) == custom_resource_definition(kind)
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

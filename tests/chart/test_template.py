@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chart import CHART, Object, helm, only, render
+from chart import CHART, Object, documents, helm, only, render
 from trainyard_operator.settings import SETTINGS_FILE, Settings, load_settings
 
 pytestmark = pytest.mark.cluster  # needs Helm, which is built with the control plane
@@ -172,7 +172,7 @@ def test_in_namespace_mode_there_are_roles_only_and_no_nodes():
 
 
 def test_the_definitions_are_those_of_the_api_and_are_kept():
-    source = {path.name: yaml.safe_load(path.read_text()) for path in (CHART.parents[1] / "crds").glob("*.yaml")}
+    source = {path.name: documents(path.read_text())[0] for path in (CHART.parents[1] / "crds").glob("*.yaml")}
     assert len(source) == 4
     rendered = {
         each["spec"]["names"]["plural"]: each for each in render() if each["kind"] == "CustomResourceDefinition"
@@ -213,7 +213,7 @@ def test_the_package_needs_nothing_outside_its_folder(tmp_path: Path):
     shutil.copytree(CHART, copy)
     done = helm("template", "trainyard", str(copy))
     assert done.returncode == 0, done.stderr
-    kinds = [document["kind"] for document in yaml.safe_load_all(done.stdout) if document]
+    kinds = [document["kind"] for document in documents(done.stdout)]
     assert kinds.count("CustomResourceDefinition") == 4
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from trainyard_api import API_VERSION
 from trainyard_cli.cluster import Cluster as Client
 
 from demo.stage import split_uri
@@ -48,13 +49,12 @@ class Yard:
         }
         for key, value in spec.items():
             whole[key] = whole.get(key, {}) | value if isinstance(value, dict) else value
-        body = {
-            "apiVersion": "trainyard.dev/v1alpha1",
-            "kind": "TrainingJob",
-            "metadata": {"name": name},
-            "spec": whole,
-        }
-        self.cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=json.dumps(body))
+        self.create("TrainingJob", name, whole)
+
+    def create(self, kind: str, name: str, spec: Object) -> None:
+        """An object of one of our kinds."""
+        body = {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
+        self.client.request("POST", self.client.path(f"{kind.lower()}s"), body=body)
 
     def edit(self, name: str, **spec: Any) -> None:
         self.client.patch_job(name, {"spec": spec})

@@ -12,18 +12,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.training, pytest.mark.timeout(900
 def test_a_warm_instance_trains_at_once(yard: Yard, shapes: bytes):
     uri = yard.put("warm.zip", shapes)
     service = {
-        "apiVersion": "trainyard.dev/v1alpha1",
-        "kind": "TrainingService",
-        "metadata": {"name": "warm"},
-        "spec": {
-            "architecture": "yard-nano",
-            "instance": {"gpus": 0, "memory": "2Gi"},
-            "scaling": {"minInstances": 1, "maxInstances": 1},
-            "execution": {"drainSeconds": 30},
-            "secretNames": ["storage"],
-        },
+        "architecture": "yard-nano",
+        "instance": {"gpus": 0, "memory": "2Gi"},
+        "scaling": {"minInstances": 1, "maxInstances": 1},
+        "execution": {"drainSeconds": 30},
+        "secretNames": ["storage"],
     }
-    yard.cluster.kubectl("-n", NAMESPACE, "apply", "-f", "-", stdin=json.dumps(service))
+    yard.create("TrainingService", "warm", service)
     deadline = time.monotonic() + 120
     while (status := yard.object("trainingservices", "warm").get("status", {})).get("standbyInstances") != 1:
         assert time.monotonic() < deadline, json.dumps(status, indent=1)

@@ -86,6 +86,8 @@ class Replay:
     api: Api
     recording: Recording
     node: Node
+    enough: int | None = None
+    """So many states of a pod end an observation that only repeats itself."""
     lines: list[Line] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
     watched: set[str] = field(default_factory=set)
@@ -208,7 +210,9 @@ class Replay:
 
     async def _pause(self, action: dict[str, Any], before: float) -> None:
         if action["action"].startswith("("):
-            if "end of the observation" in action["action"]:
+            if self.enough is not None:
+                await self._until(lambda: any(len(pod) >= self.enough for pod in story(self.lines)), "enough states")
+            elif "end of the observation" in action["action"]:
                 await asyncio.sleep(min(action["t"] - before, OBSERVATION_LIMIT))
             return
         shortest, longest = KUBELET_PAUSE if "kubelet" in action["action"] else (0.0, PAUSE_LIMIT)
@@ -233,7 +237,9 @@ class Replay:
         return True
 
     async def _clean_up(self) -> None:
-        await self.api.delete(f"/api/v1/namespaces/{self.namespace}", {"propagationPolicy": "Background"})
+        # Not the namespace: looking for everything that could be in it is most of what the whole replay would ask for.
+        await self.api.delete(f"/apis/batch/v1/namespaces/{self.namespace}/jobs", {"propagationPolicy": "Background"})
+        await self.api.delete(f"/api/v1/namespaces/{self.namespace}/pods", {"gracePeriodSeconds": 0})
 
     def _fitted(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """The manifest for the node that this recording is played on."""

@@ -111,6 +111,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster beside the shared one, for tests that break it and leave it whole."""
     with Cluster.start("own", state=tmp_path_factory.mktemp("own"), controllers=False) as cluster:
         yield cluster
+        down_leaves_nothing_running_and_no_key_behind(cluster)
+
+
+def down_leaves_nothing_running_and_no_key_behind(cluster: Cluster) -> None:
+    records = every_process(cluster)
+    assert cluster.stop()
+    assert not any(processes.is_alive(record) for record in records)
+    assert {path.name for path in cluster.layout.root.iterdir()} == {"lock", "logs"}
+    assert not cluster.stop()
 
 
 def test_two_clusters_run_at_once_and_know_nothing_of_each_other(cluster: Cluster, own: Cluster) -> None:
@@ -169,7 +178,9 @@ def a_crash_is_reported_with_the_end_of_the_log(cluster: Cluster) -> None:
     assert cluster.log_tail("etcd", 1) in told.stdout
 
 
-def test_a_killed_supervisor_takes_all_with_it_and_the_next_up_starts_anew(tmp_path: Path) -> None:
+def test_a_killed_supervisor_takes_all_with_it_and_the_next_up_starts_anew_and_ends_with_its_owner(
+    tmp_path: Path,
+) -> None:
     cluster = Cluster.start("beheaded", state=tmp_path / "beheaded", controllers=False)
     records = every_process(cluster)
     os.kill(status_of(cluster).supervisor.pid, signal.SIGKILL)
@@ -177,17 +188,13 @@ def test_a_killed_supervisor_takes_all_with_it_and_the_next_up_starts_anew(tmp_p
     assert phase_of(cluster) == Phase.STOPPED
     with pytest.raises(ClusterError, match="is not running"):
         cluster.environment()
-    started = Cluster.start(cluster.name, state=cluster.layout.root, s3=True, controllers=False)
-    assert "default" in started.kubectl("get", "namespaces")
-    down_leaves_nothing_running_and_no_key_behind(started)
-
-
-def down_leaves_nothing_running_and_no_key_behind(cluster: Cluster) -> None:
-    records = every_process(cluster)
-    assert cluster.stop()
-    assert not any(processes.is_alive(record) for record in records)
-    assert {path.name for path in cluster.layout.root.iterdir()} == {"lock", "logs"}
-    assert not cluster.stop()
+    with subprocess.Popen(["sleep", "600"]) as owner:
+        record = processes.record(owner.pid)
+        started = Cluster.start(cluster.name, state=cluster.layout.root, s3=True, controllers=False, owner=record)
+        assert "default" in started.kubectl("get", "namespaces")
+        records = every_process(started)
+        owner.kill()
+    assert processes.wait_gone(records, 20)
 
 
 def test_a_component_that_cannot_start_fails_the_up_with_the_end_of_its_log(
@@ -218,15 +225,6 @@ def test_a_component_killed_on_purpose_comes_back_with_its_data(own: Cluster) ->
 def test_a_component_that_there_is_not_cannot_be_killed(own: Cluster) -> None:
     with pytest.raises(ClusterError, match="has no component kube-proxy; it has etcd, kube-apiserver"):
         own.kill("kube-proxy")
-
-
-def test_a_cluster_ends_with_its_owner(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "600"]) as owner:
-        record = processes.record(owner.pid)
-        cluster = Cluster.start("owned", state=tmp_path / "owned", controllers=False, owner=record)
-        records = every_process(cluster)
-        owner.kill()
-    assert processes.wait_gone(records, 20)
 
 
 def test_env_selects_the_cluster_in_a_shell(cluster: Cluster) -> None:

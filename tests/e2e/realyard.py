@@ -66,7 +66,7 @@ class Yard:
             status = self.client.get_job(name).get("status", {})
             if holds(status):
                 return status
-            time.sleep(0.2)
+            time.sleep(0.4)
         log = self.cluster.kubectl("-n", NAMESPACE, "logs", f"-ltrainyard.dev/job={name}", "--tail=5", check=False)
         operator = self.cluster.kubectl(
             "-n", "trainyard-system", "logs", "deployment/trainyard", "--tail=15", check=False
@@ -88,9 +88,13 @@ class Yard:
     def labelled(self, plural: str, labels: str) -> list[Object]:
         return self._listed(plural, {"labelSelector": labels})
 
-    def events(self, job: str) -> list[str]:
-        selector = f"involvedObject.kind=TrainingJob,involvedObject.name={job}"
-        return [each["reason"] for each in self._listed("events", {"fieldSelector": selector})]
+    def told(self, job: str, *reasons: str, seconds: float = 30.0) -> None:
+        """Waits for Events of these reasons: they are sent after the status."""
+        deadline = time.monotonic() + seconds
+        query = {"fieldSelector": f"involvedObject.kind=TrainingJob,involvedObject.name={job}"}
+        while not {*reasons} <= (seen := {each["reason"] for each in self._listed("events", query)}):
+            assert time.monotonic() < deadline, f"the Events of {job} are {seen}"
+            time.sleep(0.2)
 
     def _listed(self, plural: str, query: dict[str, str]) -> list[Object]:
         group = "/apis/batch/v1" if plural == "jobs" else "/api/v1"

@@ -126,7 +126,7 @@ def test_bad_input_is_said_in_a_sentence_and_not_tried_again(jobs: Yard, name: s
     conditions = {each["type"]: each for each in status["conditions"]}
     assert conditions["Failed"]["status"] == "True"
     assert conditions["Ready"]["status"] == "False"
-    assert "Failed" in jobs.events(name)
+    jobs.told(name, "Failed")
     # Nothing is left behind: no pod runs, no version is half written.
     assert [pod["status"]["phase"] for pod in jobs.children("pods", name)] == ["Failed"]
     assert jobs.object("modelversions", f"{name}-v1")["status"]["state"] == "Failed"

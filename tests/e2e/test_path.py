@@ -67,8 +67,7 @@ def test_the_version_is_ready_and_names_files_that_are_there(yard: Yard, trained
 
 
 def test_the_story_is_told_by_events_and_the_job_is_kept_for_its_log(yard: Yard, trained: dict[str, Any]):
-    told = yard.events("plain")
-    assert {"Preparing", "Running", "Succeeded"} <= set(told), told
+    yard.told("plain", "Preparing", "Running", "Succeeded")
     [pod] = yard.children("pods", "plain")
     assert pod["status"]["phase"] == "Succeeded"
     assert len(yard.children("jobs", "plain")) == 1

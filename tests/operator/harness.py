@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -33,7 +34,11 @@ Object = dict[str, Any]
 
 
 class Operator:
-    """The operator under test, started again as often as a test likes; its ports and its identity stay."""
+    """The operator under test, started again as often as a test likes; its ports and its identity stay.
+
+    A short lease is lost where the machine stands still for seconds, and who lost it ends: `restarted` starts it again then,
+    as the kubelet does.
+    """
 
     def __init__(
         self,
@@ -41,11 +46,13 @@ class Operator:
         namespace: str,
         log: Path,
         *,
+        restarted: bool = False,
         module: str = "trainyard_operator",
         environment: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
         """`settings` are the operator's own; `module` is what is run, with `environment` over this process's."""
+        self.restarted = restarted
         self.namespace = namespace
         self.log = log
         self._module = module
@@ -73,12 +80,31 @@ class Operator:
             text = json.dumps(value) if isinstance(value, dict | list) else str(value)
             self._environment[f"TRAINYARD_{key.upper()}"] = text
         self.process: subprocess.Popen[bytes] | None = None
+        self._wanted = False
+        self._lock = threading.Lock()
 
     def start(self) -> None:
+        self._wanted = True
+        self._run()
+        if self.restarted:
+            threading.Thread(target=self._run_again, args=(self.process,), daemon=True).start()
+
+    def _run(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self._module], env=self._environment, stdout=log, stderr=log
             )
+
+    def _run_again(self, process: subprocess.Popen[bytes]) -> None:
+        """Until somebody else ends it."""
+        while True:
+            process.wait()
+            with self._lock:
+                if not self._wanted or self.process is not process:
+                    return
+                self._run()
+                assert self.process is not None
+                process = self.process
 
     async def ready(self, seconds: float = 90) -> None:
         """Wait until the operator decides; says what its log says when it ends instead."""
@@ -100,12 +126,16 @@ class Operator:
 
     def kill(self) -> None:
         """SIGKILL: no chance to write anything down."""
+        with self._lock:
+            self._wanted = False
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def end(self, seconds: float = 8) -> int:
         """SIGTERM; the exit code."""
+        with self._lock:
+            self._wanted = False
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)

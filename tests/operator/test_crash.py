@@ -168,7 +168,7 @@ async def test_an_operator_that_dies_after_every_write_stops_and_resumes_a_job(
 async def test_kill_9_at_random_moments_loses_and_doubles_nothing(
     api: Cluster, crds: Devcluster, namespace: str, nodes: tuple[str, ...], tmp_path: Path
 ):
-    operator = Operator(crds.kubeconfig, namespace, tmp_path / "operator.log", lease_seconds=20)
+    operator = Operator(crds.kubeconfig, namespace, tmp_path / "operator.log", lease_seconds=20, restarted=True)
     yard = Yard(api, namespace, operator)
     await yard.service("fake", scaling={"maxInstances": 2})
     names = [f"job-{number}" for number in range(4)]

@@ -39,6 +39,7 @@ async def test_a_paused_leader_that_wakes_up_changes_nothing(
             tmp_path / f"{name}.log",
             identity=f"{namespace}-{name}",
             lease_seconds=LEASE_SECONDS,
+            restarted=name == "new",
         )
         for name in ("old", "new")
     )
@@ -86,7 +87,14 @@ async def test_when_the_leader_is_killed_the_next_one_decides(
     api: Cluster, crds: Devcluster, namespace: str, nodes: tuple[str, ...], tmp_path: Path
 ):
     pair = [
-        Operator(crds.kubeconfig, namespace, tmp_path / f"{name}.log", identity=name, lease_seconds=LEASE_SECONDS)
+        Operator(
+            crds.kubeconfig,
+            namespace,
+            tmp_path / f"{name}.log",
+            identity=name,
+            lease_seconds=LEASE_SECONDS,
+            restarted=True,
+        )
         for name in ("first", "second")
     ]
     yard = Yard(api, namespace, None)

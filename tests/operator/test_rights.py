@@ -113,6 +113,7 @@ async def _installed(crds: Devcluster, namespace: str, mode: str, folder: Path) 
         default_service=default | {"instance": {"gpus": 0, "cpu": "10m", "memory": "64Mi"}},
         keep_finished_seconds=2,
         lease_seconds=20,
+        restarted=True,
     )
     yard = Yard(api, namespace, operator)
     audit = crds.layout.logs / "audit.log"

@@ -81,12 +81,20 @@ def everything(loop: Loop) -> dict[str, torch.Tensor]:
     return state | {f"best.{name}": tensor for name, tensor in loop.best.weights.items()}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: Path, prepared: Prepared) -> Run:
+    """A training that nobody stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        run = Run(tmp_path_factory.mktemp("whole"), data, prepared)
+        assert run.loop.run().outcome is Outcome.COMPLETED
+    return run
+
+
 @pytest.mark.parametrize("stop_at", [1, 5, 8, 11])
 def test_a_resumed_training_is_the_same_bit_for_bit(
-    stop_at: int, tmp_path: Path, data: Path, prepared: Prepared
+    stop_at: int, tmp_path: Path, data: Path, prepared: Prepared, whole: Run
 ) -> None:
-    whole = Run(tmp_path / "whole", data, prepared)
-    assert whole.loop.run().outcome is Outcome.COMPLETED
     first = Run(tmp_path / "parts", data, prepared, stop_at=stop_at)
     ending = first.loop.run()
     assert (ending.outcome, ending.step) == (None, stop_at)

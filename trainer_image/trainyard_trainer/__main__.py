@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from pydantic import ValidationError
 from trainyard_api.report import ExitCode, Result
@@ -78,15 +79,18 @@ def main() -> None:
         sys.exit(result.exit_code)
     is_child = LOCAL_RANK in os.environ
     if place.world == 1 and spec.max_process_starts == 1 and not is_child:
-        sys.exit(run(spec, stop, started).exit_code)
+        leave(run(spec, stop, started).exit_code)
     if not is_child:
-        sys.exit(supervise(spec, process_start() if started is None else started, stop()).exit_code)
+        leave(supervise(spec, process_start() if started is None else started, stop()).exit_code)
     end_with_parent()
-    result = run(spec, stop, float(os.environ[STARTED]), place)
+    leave(run(spec, stop, float(os.environ[STARTED]), place).exit_code)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: taking PyTorch down takes most of a second, and connections to ranks that are gone could hang or crash."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # Taking down connections to ranks that are gone already could hang or crash.
-    os._exit(result.exit_code)
+    os._exit(code)
 
 
 def read_spec(path: Path) -> RunSpec:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -71,15 +72,12 @@ def run_attempt(attempt: Attempt) -> Result:
     spec, reporter = attempt.spec, attempt.reporter
     size = check_spec(spec)
     output = Storage.open(spec.secrets_path, "output")
-    with ThreadPoolExecutor(1, thread_name_prefix="data") as pool:
-        told: Future[tuple[Result | None, Parent | None, Prepared | None]] = pool.submit(
-            _before_torch, attempt, output, size
-        )
-        import_torch(spec.architecture)
-        before, parent, prepared = told.result()
+    imported = _imported_meanwhile(spec)
+    before, parent, prepared = _before_torch(attempt, output, size)
     if before is not None:
         return before
     assert prepared is not None
+    imported.result()
     reporter.dataset(prepared.summary())
     for warning in prepared.warnings():
         reporter.warn(warning.reason, warning.message)
@@ -163,6 +161,20 @@ def _amount(phase: Phase, done: int, total: int) -> str:
     if phase is Phase.FETCHING:
         return f"downloading {100 * done // max(1, total)} % of {total / 1e6:.1f} MB"
     return f"{done} of {total} images"
+
+
+def _imported_meanwhile(spec: RunSpec) -> Future[None]:
+    """Done when torch is there. In a thread that nobody waits for where the attempt ends before: data may be refused at once."""
+    imported: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            imported.set_result(import_torch(spec.architecture))
+        except BaseException as error:
+            imported.set_exception(error)
+
+    threading.Thread(target=work, name="torch", daemon=True).start()
+    return imported
 
 
 def import_torch(architecture: str) -> None:

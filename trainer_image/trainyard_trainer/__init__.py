@@ -9,8 +9,8 @@ What comes out: `report` (told while it runs, by `poster`), `mirror` (log, metri
 version), `runreport` (the page, made of `page`, `boxpage`, `secondlook`, `charts` and `markup`), `versions` and `library` (what is on
 storage), `predictor` (a version's ONNX file as a function). `private` makes a trainer of somebody else's network.
 
-Several processes: `place` (which one this is), `processes` (their supervisor), `restart` (one that failed is started again in its pod),
-`ranks` (what they agree on) and `sharing` (what they share).
+Several processes: `place` (which one this is), `processes` (their supervisor), `gang` (the supervisors of several nodes), `restart` (one
+that failed is started again in its pod), `ranks` (what they agree on) and `sharing` (what they share).
 
 How the loop uses the data:
 

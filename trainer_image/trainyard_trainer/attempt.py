@@ -21,7 +21,7 @@ from trainyard_api.execution import OnTimeout
 from trainyard_api.report import ExitCode, Outcome, Phase, Result
 from trainyard_api.run import RunSpec
 
-from trainyard_trainer import sharing
+from trainyard_trainer import lean_torch, sharing
 from trainyard_trainer.errors import BadSpec, Interrupted, TrainerError
 from trainyard_trainer.place import ALONE, Place
 from trainyard_trainer.prepare import Prepared, prepare
@@ -169,7 +169,7 @@ def _imported_meanwhile(spec: RunSpec) -> Future[None]:
 
     def work() -> None:
         try:
-            imported.set_result(import_torch(spec.architecture))
+            imported.set_result(import_torch(spec.architecture, spec.gpus))
         except BaseException as error:
             imported.set_exception(error)
 
@@ -177,13 +177,14 @@ def _imported_meanwhile(spec: RunSpec) -> Future[None]:
     return imported
 
 
-def import_torch(architecture: str) -> None:
+def import_torch(architecture: str, gpus: int) -> None:
     """What the first step needs: while the data is fetched, or before there is work."""
     # OpenMP reads it when torch is loaded. Threads that spin while they wait made a step nine times slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Nothing of a module is garbage: looking for it, now and in every step, costs a tenth of the start.
     gc.disable()
     try:
+        lean_torch.import_torch(gpus)
         import trainyard_trainer.assemble  # noqa: F401
 
         import_module(f"trainyard_trainer.{ARCHITECTURES[architecture].module}")

@@ -65,7 +65,7 @@ def read_standby(path: Path) -> StandbySpec:
 def warm_up(spec: StandbySpec) -> None:
     """Do now what a training would wait for. Raises GPUMissing."""
     if spec.architecture in ARCHITECTURES:
-        import_torch(spec.architecture)
+        import_torch(spec.architecture, spec.gpus)
     import torch
 
     from trainyard_trainer.device import choose_device

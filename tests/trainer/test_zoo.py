@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from trainyard_trainer.publish import Model, Publishing, publish
 from trainyard_trainer.records import Object, Record
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
-from trainyard_trainer.task import Wanted
+from trainyard_trainer.task import Loss, Wanted
 from trainyard_trainer.zoo import centreness, hard_negatives, match_points
 
 from tests.trainer.runs import dataset, run_spec
@@ -166,6 +167,30 @@ def test_a_step_survives_images_without_objects_and_boxes_without_area(detector:
     assert torch.isfinite(nothing.total)
     assert nothing.parts["box"] == 0
     assert nothing.parts["cls"] > 0, "a background-only image teaches something"
+
+
+@pytest.mark.training
+def test_weights_of_losses_and_labels_and_smoothing_act(detector: tuple[str, BoxTask]) -> None:
+    name, task = detector
+    batch = a_batch([[[8, 8, 40, 50], [20, 20, 44, 44]]], [[2, 0]], SMALL.get(name, 64))
+    task.network.eval()
+
+    @torch.no_grad()
+    def loss(**changes: object) -> Loss:
+        torch.manual_seed(0)  # two-stage detectors draw samples
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(task, "settings", replace(task.settings, **changes))
+            return task.loss_of(raw, batch)
+
+    with torch.no_grad():
+        raw = task.network(batch.images)
+    plain = loss()
+    assert loss(label_weights=(3.0, 3.0, 3.0)).parts["cls"] > 1.05 * plain.parts["cls"]
+    assert loss(label_smoothing=0.3).parts["cls"].item() != pytest.approx(plain.parts["cls"].item(), rel=1e-4)
+    for part in ("box", "cls"):
+        weight = getattr(task.settings, part)
+        more = loss(**{part: 3 * weight}).total - plain.total
+        assert more.item() == pytest.approx(2 * weight * plain.parts[part].item(), rel=1e-3)
 
 
 @pytest.mark.training

@@ -1,8 +1,12 @@
 """Batches: pure functions of seed and step, boxes that follow their pixels, and the way back to the original."""
 
 import io
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -235,14 +239,29 @@ def test_validation_batches_lead_back_to_the_original_pixels(data: Prepared):
         assert count == 16
 
 
-def test_batches_made_ahead_are_the_same(data: Prepared):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_made_ahead_are_the_same(threads: int, data: Prepared):
     source = batches(data, ALL_ON)
-    ahead = Ahead(source.batch)
-    try:
-        for step, steps in ((0, 100), (1, 100), (2, 50), (3, 50), (9, 50)):
+    with closing(Ahead(source.batch, threads)) as ahead:
+        # In between, the number of steps is lowered, and the training goes back.
+        for step, steps in ((0, 100), (1, 100), (2, 10), (3, 10), (9, 10), (2, 10), (3, 10)):
             assert torch.equal(ahead.batch(step, steps).images, source.batch(step, steps).images)
-    finally:
-        ahead.close()
+
+
+def test_so_many_batches_are_made_ahead_as_there_are_threads():
+    begun, go = Queue[int](), threading.Event()
+
+    def make(step: int, steps: int) -> int:
+        begun.put(step)
+        assert go.wait(60)
+        return step
+
+    with closing(Ahead(make, 3)) as ahead, ThreadPoolExecutor(1) as loop:  # type: ignore[arg-type]
+        first = loop.submit(ahead.batch, 0, 100)
+        assert sorted(begun.get(timeout=60) for _ in range(4)) == [0, 1, 2, 3]
+        go.set()
+        assert first.result(60) == 0
+        assert [ahead.batch(step, 6) for step in range(1, 6)] == [1, 2, 3, 4, 5]
 
 
 def test_a_batch_splits_into_micro_batches_that_sum_up(data: Prepared):

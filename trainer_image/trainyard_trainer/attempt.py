@@ -23,7 +23,7 @@ from trainyard_api.run import RunSpec
 
 from trainyard_trainer import lean_torch, sharing
 from trainyard_trainer.errors import BadSpec, Interrupted, TrainerError
-from trainyard_trainer.place import ALONE, Place
+from trainyard_trainer.place import ALONE, Place, on_cpus
 from trainyard_trainer.prepare import Prepared, prepare
 from trainyard_trainer.records import StopFlag
 from trainyard_trainer.report import Reporter
@@ -184,10 +184,12 @@ def import_torch(architecture: str, gpus: int) -> None:
     # Nothing of a module is garbage: looking for it, now and in every step, costs a tenth of the start.
     gc.disable()
     try:
-        lean_torch.import_torch(gpus)
+        module = ARCHITECTURES[architecture].module
+        if module == "detector" and on_cpus(gpus):
+            lean_torch.import_torch()
         import trainyard_trainer.assemble  # noqa: F401
 
-        import_module(f"trainyard_trainer.{ARCHITECTURES[architecture].module}")
+        import_module(f"trainyard_trainer.{module}")
         gc.freeze()
     finally:
         gc.enable()

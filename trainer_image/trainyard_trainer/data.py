@@ -128,24 +128,26 @@ class EvalBatches:
 
 
 class Ahead:
-    """Makes the next batch in a thread of its own while the loop trains on this one. The tensors are the same as without."""
+    """Makes the next batches in threads of their own, one each, while the loop trains on this one. The tensors are the same as without."""
 
-    def __init__(self, make: Callable[[int, int], Batch]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[int, int], Batch], threads: int = 1) -> None:
+        self._make, self._threads = make, threads
         self._pool = ThreadPoolExecutor(
-            1, thread_name_prefix="batches", initializer=torch.set_num_threads, initargs=(1,)
+            threads, thread_name_prefix="batches", initializer=torch.set_num_threads, initargs=(1,)
         )
-        self._next: tuple[tuple[int, int], Future[Batch]] | None = None
+        self._under_way: dict[tuple[int, int], Future[Batch]] = {}
 
     def batch(self, step: int, steps: int) -> Batch:
-        """The batch of a step, and a start on the one after it."""
-        if self._next is not None and self._next[0] == (step, steps):
-            found = self._next[1].result()
-        else:
-            found = self._make(step, steps)
-        following = (step + 1, steps)
-        self._next = (following, self._pool.submit(self._make, *following)) if step + 1 < steps else None
-        return found
+        """The batch of a step, and a start on those after it."""
+        mine = self._under_way.pop((step, steps), None)
+        following = [(number, steps) for number in range(step + 1, min(step + 1 + self._threads, steps))]
+        # The training went back to a checkpoint, or has fewer steps now.
+        for other in self._under_way.keys() - set(following):
+            self._under_way.pop(other).cancel()
+        for other in following:
+            if other not in self._under_way:
+                self._under_way[other] = self._pool.submit(self._make, *other)
+        return self._make(step, steps) if mine is None else mine.result()
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from trainyard_api.training import Precision
 
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.errors import BadSpec, GPUMissing
-
-ALLOW_CPU = "TRAINYARD_ALLOW_CPU"
+from trainyard_trainer.place import ALLOW_CPU
 
 
 def choose_device(spec: RunSpec | StandbySpec, local_rank: int = 0) -> torch.device:
@@ -46,14 +46,15 @@ def _node() -> str:
 
 
 class OnDevice:
-    """Batches on a GPU: two pinned buffers in turn and a stream of their own for the copies, so that neither waits for the training.
+    """Batches on a GPU: pinned buffers in turn and a stream of their own for the copies, so that neither waits for the training.
 
-    `make(step, steps)` gives the batch on the CPU. Called from the thread that makes batches ahead.
+    `make(step, steps)` gives the batch on the CPU. Called from the threads that make batches ahead.
     """
 
     def __init__(self, make: Callable[[int, int], Batch], device: torch.device) -> None:
         self._make, self._device = make, device
         self._stream = torch.cuda.Stream(device)
+        self._lock = threading.Lock()
         self._kept: list[tuple[Batch, torch.cuda.Event]] = []
 
     def __call__(self, step: int, steps: int) -> Batch:
@@ -63,9 +64,11 @@ class OnDevice:
             copied = torch.cuda.Event()
             copied.record()
         # The pinned memory of a copy under way must not be used again: the buffer before the last is free once its copy is done.
-        self._kept.append((pinned, copied))
-        if len(self._kept) > 2:
-            self._kept.pop(0)[1].synchronize()
+        with self._lock:
+            self._kept.append((pinned, copied))
+            before = self._kept.pop(0)[1] if len(self._kept) > 2 else None
+        if before is not None:
+            before.synchronize()
         return moved.after(copied)
 
 

@@ -25,6 +25,9 @@ SUPERVISOR = "TRAINYARD_SUPERVISOR"
 HALVINGS = "TRAINYARD_HALVINGS"
 """How often the processes were started again with smaller parts of a batch, because a GPU's memory was too small."""
 
+ALLOW_CPU = "TRAINYARD_ALLOW_CPU"
+"""1: without a GPU, CPUs may take its place."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -56,6 +59,11 @@ class Place:
 
 
 ALONE = Place()
+
+
+def on_cpus(gpus: int) -> bool:
+    """Whether a training that asks for so many GPUs will run on CPUs, as far as can be told without torch."""
+    return gpus == 0 or (os.environ.get(ALLOW_CPU) == "1" and not Path("/proc/driver/nvidia").exists())
 
 
 def processes_per_node(spec: RunSpec) -> int:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -136,11 +136,19 @@ sys.exit(supervise(spec, time.monotonic(), False).exit_code)
 """
 
 
+def free_pair() -> int:
+    """A free port whose next one is free too: supervisors meet there. Other tests take ports at the same time."""
+    while True:
+        port = free_port()
+        with suppress(OSError), socket.create_server(("", port)), socket.create_server(("", port + 1)):
+            return port
+
+
 def pods(folder: Path, **environment: str) -> list[subprocess.Popen[str]]:
     """The supervisors of two nodes. A rank of the second has no memory in the first round; that of the first hangs, as with NCCL."""
     program, given = folder / "own.py", folder / "run.json"
     program.write_text(PROGRAM)
-    spec = run_spec(folder, folder / "x.zip", nodes=2, rendezvous={"host": "127.0.0.1", "port": free_port()})
+    spec = run_spec(folder, folder / "x.zip", nodes=2, rendezvous={"host": "127.0.0.1", "port": free_pair()})
     given.write_text(json.dumps(spec.to_dict()))
     common = {**os.environ, "TRAINYARD_RUN_SPEC": str(given), "MET": str(folder / "met"), **environment}
     return [

@@ -119,8 +119,8 @@ bench-intake: setup ## reports a second on one core, and forged ones refused (AR
 	@$(BIN)/python bench/operator/intake.py $(ARGS)
 
 .PHONY: bench-failover
-bench-failover: setup ## the leader is killed: how long until the next one decides
-	PYTHONPATH=. $(BIN)/python bench/operator/failover.py
+bench-failover: setup ## the leader is killed: how long until the next one decides (ARGS="--rounds 10 --check")
+	@PYTHONPATH=. $(BIN)/python bench/operator/failover.py $(ARGS)
 
 .PHONY: bench-train
 bench-train: setup ## training speed against torchvision's SSDLite, and the work on data

@@ -2,7 +2,8 @@
 
 The first figure is the operator's own: 200 jobs one after the other on an idle operator, from the moment the API server is
 sent the job to the moment a watch shows its Job; no node takes part. The second is the whole path with the real trainer on
-one node, from the same moment to the first report of a training step, with a dataset of 60 small pictures from S3.
+one node, from the same moment to the first report of a training step, with a dataset of 60 small pictures from S3: cold, and where
+a warm instance waits.
 Prints a table, and as the last line one JSON object.
 """
 
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ Object = dict[str, Any]
 
 
 async def measure(devcluster: Devcluster, api: Cluster, jobs: int, trainings: int) -> Object:
-    """Both figures; seconds."""
+    """All figures; seconds."""
     await api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     await service(api, "idle", {"gpus": 0}, maxInstances=10_000)
     await apply_to_job(api, "warm-up")  # the operator is still starting, and makes its first connections
@@ -44,9 +46,12 @@ async def measure(devcluster: Devcluster, api: Cluster, jobs: int, trainings: in
     access = {key: value for key, value in devcluster.s3.environment().items() if key != "AWS_DEFAULT_REGION"}
     secret = {"apiVersion": "v1", "kind": "Secret", "stringData": access}
     await api.create(SECRETS, secret | {"metadata": {"namespace": NAMESPACE, "name": "storage"}})
-    await service(api, "train", {"gpus": 0, "memory": "2Gi"}, secret="storage", maxInstances=trainings)
-    first_step = [await apply_to_first_step(api, f"train-{number}", uri) for number in range(trainings)]
-    return {"apply_to_job": created, "apply_to_first_step": first_step}
+    hardware = {"gpus": 0, "memory": "2Gi"}
+    await service(api, "train", hardware, secret="storage", maxInstances=trainings)
+    cold = [await apply_to_first_step(api, f"train-{number}", "train", uri) for number in range(trainings)]
+    await service(api, "warm", hardware, secret="storage", minInstances=1, maxInstances=1)
+    warm = [await warm_to_first_step(api, f"warm-{number}", uri) for number in range(trainings)]
+    return {"apply_to_job": created, "apply_to_first_step": cold, "apply_to_first_step_warm": warm}
 
 
 async def service(api: Cluster, name: str, instance: Object, *, secret: str | None = None, **scaling: Any) -> None:
@@ -78,9 +83,18 @@ async def apply_to_job(api: Cluster, name: str) -> float:
     return seconds
 
 
-async def apply_to_first_step(api: Cluster, name: str, uri: str) -> float:
+async def warm_to_first_step(api: Cluster, name: str, uri: str) -> float:
+    """The same as `apply_to_first_step`, where a warm instance waits for the job."""
+    async with asyncio.timeout(300), aclosing(watch(api, TRAINING_SERVICES, "", 0)) as services:
+        async for seen in services:
+            if seen["metadata"]["name"] == "warm" and (seen.get("status") or {}).get("standbyInstances"):
+                break
+    return await apply_to_first_step(api, name, "warm", uri)
+
+
+async def apply_to_first_step(api: Cluster, name: str, service: str, uri: str) -> float:
     """Seconds until the status shows the first training step."""
-    body = training_job(name, "train", uri, training={"epochs": 1})
+    body = training_job(name, service, uri, training={"epochs": 1})
 
     def trains(seen: Object) -> bool:
         status = seen.get("status") or {}

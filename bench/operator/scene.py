@@ -89,9 +89,16 @@ class Scene:
             times = sorted(self.stamps.seen.get(state, {}).values())
             if times:
                 marks |= {state: times[-1] - began, f"{state}, median": times[len(times) // 2] - began}
+        told = {"succeeded after its pod": percentiles(self.stamps.after(self._ends(prefix), "succeeded"))}
         failed = len(self.stamps.seen.get("failed", {}))
         figures = {"count": count, "failed": failed, "perSecond": round(count / marks["succeeded"], 2)}
-        return figures | {"seconds": rounded(marks)} | per_object(cost, count) | self.memory()
+        figures |= {"seconds": rounded(marks), "milliseconds": told}
+        return figures | per_object(cost, count) | self.memory()
+
+    def _ends(self, prefix: str) -> dict[str, float]:
+        """When the pod of each object of the burst had ended."""
+        ended = self.stamps.seen.get("pod ended", {})
+        return {name: at for name, at in ended.items() if name.startswith(prefix + "-")}
 
     async def steady(self, prefix: str, rate: float, seconds: float) -> Object:
         """`rate` objects a second; milliseconds from each create's answer to its Job and to its pod running."""

@@ -140,6 +140,8 @@ def operator_process(cluster: Cluster, log: Path, **settings: str) -> Iterator[s
     """
     own = {
         "namespace": OPERATOR_NAMESPACE,
+        # There is nobody to take over: a machine that is used up to the last must not end the only replica.
+        "lease_seconds": "60",
         "probe_host": "127.0.0.1",
         "probe_port": str(PROBE_PORT),
         "intake_host": "127.0.0.1",

@@ -122,11 +122,14 @@ class Operator:
         await serve(self._probes.application(), settings.probe_host, settings.probe_port, None)
         self._probes.taking_reports = self._certificate.loaded.is_set
         async with asyncio.TaskGroup() as group:
-            group.create_task(or_end(self._heartbeat.run()), name="heartbeat")
-            group.create_task(or_end(self._certificate.follow(leads=self._leads)), name="certificate")
-            group.create_task(or_end(self._take_reports()), name="intake")
-            group.create_task(or_end(self._follow()), name="watch")
-            group.create_task(or_end(self._lead()), name="leader")
+            begin(
+                group,
+                heartbeat=self._heartbeat.run(),
+                certificate=self._certificate.follow(leads=self._leads),
+                intake=self._take_reports(),
+                watch=self._follow(),
+                leader=self._lead(),
+            )
 
     async def release(self) -> None:
         """Let another replica take over at once."""
@@ -157,13 +160,12 @@ class Operator:
         await self._lease.acquire()
         self._leads.set()
         async with asyncio.TaskGroup() as group:
-            group.create_task(or_end(self._lease.hold()), name="lease")
-            group.create_task(or_end(self._decide()), name="decide")
+            begin(group, lease=self._lease.hold(), decide=self._decide())
 
     async def _follow(self) -> None:
         """Watch, whether this replica leads or not: who takes over has warm caches, and decides as soon as it may."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(or_end(self._shell.run()), name="kopf")
+            begin(group, kopf=self._shell.run())
             await self._shell.started.wait()
             _end_on_signals(self)  # Kopf has put its own handlers in their place, which take seconds to end
             await self._shell.watching()
@@ -188,9 +190,8 @@ class Operator:
         logger.info("%s", f"{len(watch.caches.jobs)} jobs, {len(watch.caches.services)} services: deciding")
         self._metrics.leader.set(1)
         async with asyncio.TaskGroup() as group:
-            group.create_task(or_end(recorder.run()), name="events")
-            group.create_task(or_end(queue.work(reconciler, settings.workers, Key.logged)), name="workers")
-            group.create_task(or_end(self._resync(watch)), name="resync")
+            workers = queue.work(reconciler, settings.workers, Key.logged)
+            begin(group, events=recorder.run(), workers=workers, resync=self._resync(watch))
 
     async def _resync(self, watch: Watch) -> None:
         while True:
@@ -207,12 +208,17 @@ class Operator:
         return IntakeAddress(url=self._settings.intake_url.rstrip("/") + PATH, ca_pem=self._certificate.bundle)
 
 
-async def or_end(part: Awaitable[None]) -> None:
-    """Run a part of the replica for as long as it goes on: what it raises ends the process then and there.
+def begin(group: asyncio.TaskGroup, **parts: Awaitable[None]) -> None:
+    """Begin parts of the replica, each a task of its name: what one of them raises ends the process then and there.
 
     To unwind is to wait until every other task has taken its cancellation, and Kopf waits for its own, and for all begun after it,
     without a limit: a replica that had lost its lease could stay for minutes, answer its probes and do nothing.
     """
+    for name, part in parts.items():
+        group.create_task(_or_end(part), name=name)
+
+
+async def _or_end(part: Awaitable[None]) -> None:
     try:
         await part
     except Exception as error:

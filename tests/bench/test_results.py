@@ -66,7 +66,7 @@ def test_a_miss_is_printed_with_value_and_goal_and_counts(capsys: pytest.Capture
     assert not missed(verdicts[:1])
 
 
-@pytest.mark.parametrize("benchmark", ["operator", "waiting", "apply", "intake"])
+@pytest.mark.parametrize("benchmark", ["operator", "waiting", "apply", "failover", "intake"])
 def test_every_committed_goal_can_be_missed(benchmark: str):
     for goal in goals(benchmark):
         value = {"most": (goal.most or 0) + 1, "least": (goal.least or 0) - 1}[

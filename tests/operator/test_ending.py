@@ -15,7 +15,7 @@ def ended(program: str) -> subprocess.CompletedProcess[str]:
 def test_a_lost_lease_ends_a_process_whose_other_tasks_take_no_cancellation():
     end = ended("""
         import asyncio, logging
-        from trainyard_operator.__main__ import or_end
+        from trainyard_operator.__main__ import begin
         from trainyard_operator.lease import LeaseLostError
 
         async def stubborn():
@@ -30,9 +30,9 @@ def test_a_lost_lease_ends_a_process_whose_other_tasks_take_no_cancellation():
 
         async def main():
             async with asyncio.TaskGroup() as group:
-                group.create_task(or_end(stubborn()))
+                begin(group, stubborn=stubborn())
                 await asyncio.sleep(0)
-                group.create_task(or_end(lease()))
+                begin(group, lease=lease())
 
         logging.basicConfig()
         asyncio.run(main())

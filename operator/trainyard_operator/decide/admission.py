@@ -50,9 +50,11 @@ def may_admit(service: ServiceView, tally: Tally) -> bool:
     """Whether a job that is not in the batch yet may start now, as far as it can be told without looking closely."""
     if not tally.queue_length or len(tally.held) >= capacity(service.spec.scaling):
         return False
-    batch = service.status.admission
-    announced = sum(tally.is_queued(slot_of_entry(entry)) for entry in (batch.jobs if batch else ()))
-    return tally.queue_length > announced
+    batch = service.status.admission.jobs if service.status.admission else ()
+    # More wait than the batch has places: no need to look who of them is in it, at every change of a burst.
+    return tally.queue_length > len(batch) or tally.queue_length > sum(
+        tally.is_queued(slot_of_entry(entry)) for entry in batch
+    )
 
 
 def admitted(service: ServiceView, job: JobView) -> bool:

@@ -215,7 +215,10 @@ class Actions:
         logger.info(
             "%s/%s: %s Job %s", owner.namespace, owner.name, "made" if new else "adopted", action.attempt.job_name
         )
-        return self._caches.attempt_jobs.apply(created) is not None
+        if new:
+            return self._caches.attempt_jobs.apply(created) is not None
+        # One that an earlier leader has made may have come further than to its beginning.
+        return self._watch.arrived(self._caches.attempt_jobs, created)
 
     async def _lower_deadline(self, namespace: str, action: LowerDeadline) -> bool:
         """The API server refuses to raise a deadline, so a late or repeated call can do no harm."""

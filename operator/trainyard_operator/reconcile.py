@@ -66,7 +66,7 @@ from trainyard_operator.manifests import ManifestError
 from trainyard_operator.metrics import OTHER, Metrics
 from trainyard_operator.queue import Urgency
 from trainyard_operator.settings import Settings
-from trainyard_operator.watch import Key, Kind, Watch
+from trainyard_operator.watch import Key, Kind, Watch, reported
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +153,9 @@ class Reconciler:
             revision = entry.view.status.revision
             operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
             tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
-            if not await self._write(TRAINING_JOBS, key, tests, operations):
+            if not await self._write(TRAINING_JOBS, key, tests, operations, entry.view.metadata):
                 return STALE_SECONDS
+            self._hear_reports(key, plan.status)
             self._count(snapshot, plan.status)
         self._emit(TRAINING_JOBS, entry.view.metadata, plan.events)
         await self._carry_out(entry.view, snapshot, plan.actions)
@@ -334,7 +335,7 @@ class Reconciler:
                 tests["/status/admission"] = None
             else:
                 tests["/status/admission/revision"] = raw["admission"].get("revision")
-            if not await self._write(TRAINING_SERVICES, key, tests, operations):
+            if not await self._write(TRAINING_SERVICES, key, tests, operations, entry.view.metadata):
                 return STALE_SECONDS
         self._emit(TRAINING_SERVICES, entry.view.metadata, plan.events)
         for action in plan.actions:
@@ -371,7 +372,7 @@ class Reconciler:
             revision = raw.get("revision")
             operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
             tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
-            if not await self._write(TRAINING_BUDGETS, key, tests, operations):
+            if not await self._write(TRAINING_BUDGETS, key, tests, operations, entry.view.metadata):
                 return STALE_SECONDS
         self._emit(TRAINING_BUDGETS, entry.view.metadata, plan.events)
         return self._seconds_until(plan.look_again_at)
@@ -402,14 +403,24 @@ class Reconciler:
             return None
         raw, new = entry.status or {}, plan.status.to_dict()
         operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
-        if operations and not await self._write(MODEL_VERSIONS, key, {"/metadata/uid": entry.uid}, operations):
+        tests = {"/metadata/uid": entry.uid}
+        if operations and not await self._write(MODEL_VERSIONS, key, tests, operations, entry.view.metadata):
             return STALE_SECONDS
         return None
 
     async def _write(
-        self, resource: Resource, key: Key, tests: dict[str, Any], operations: list[dict[str, Any]]
+        self,
+        resource: Resource,
+        key: Key,
+        tests: dict[str, Any],
+        operations: list[dict[str, Any]],
+        decided_on: Metadata,
     ) -> bool:
-        """Patch the status; False when the object has changed meanwhile, the cache then has what is there now."""
+        """Patch the status; False when the object has changed meanwhile, the cache then has what is there now.
+
+        The tests are about the status: what a user has changed since it was `decided_on` comes back with the answer. The watch
+        shows it later and is no news then, so it is looked at again from here.
+        """
         cache = {
             TRAINING_JOBS: self._caches.jobs,
             TRAINING_SERVICES: self._caches.services,
@@ -430,7 +441,16 @@ class Reconciler:
         change = cache.apply(written)
         if change is not None:
             self._watch.wake(change, but=key)
+            now = change.new.metadata
+            if (now.generation, now.deletion_time) != (decided_on.generation, decided_on.deletion_time):
+                self._watch.queue.add(key)
         return True
+
+    def _hear_reports(self, key: Key, written: TrainingJobStatus) -> None:
+        """Look again when the intake has written, since the decision, what one waits for."""
+        view = self._caches.jobs.get((key.namespace, key.name))
+        if view is not None and reported(view.status) != reported(written):
+            self._watch.queue.add(key)
 
     def _now(self) -> datetime:
         """The cluster's time with the precision of Kubernetes: seconds."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import kopf
 from trainyard_api.modelversion import VersionState
+from trainyard_api.trainingjob import TrainingJobStatus
 
 from trainyard_operator import logs
 from trainyard_operator.cache import Cache, Caches, Change, Name
@@ -319,14 +320,14 @@ async def _nothing(**_: Any) -> None:
 
 def _relevant(job: JobView) -> tuple[Any, ...]:
     """What of a TrainingJob a decision waits for: not the numbers that the intake writes every second."""
-    progress = job.status.progress
-    return (
-        job.metadata.uid,
-        job.metadata.generation,
-        job.metadata.deletion_time,
-        job.status.revision,
-        progress and (progress.phase, progress.warnings, progress.result),
-    )
+    metadata, status = job.metadata, job.status
+    return (metadata.uid, metadata.generation, metadata.deletion_time, status.revision, reported(status))
+
+
+def reported(status: TrainingJobStatus) -> tuple[Any, ...] | None:
+    """What of the reports a decision waits for."""
+    progress = status.progress
+    return progress and (progress.phase, progress.warnings, progress.result)
 
 
 def _is_on_its_way(old: AttemptJob | AttemptPod | None, new: AttemptJob | AttemptPod | None) -> bool:

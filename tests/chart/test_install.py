@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import yaml
 from chart import CHART, only, render
+from kubernetes.client import CoreV1Api
 
 from devcluster import Cluster, CommandError
 
@@ -151,16 +152,14 @@ def test_the_operator_may_do_its_work_and_no_more(release: Release, people: str)
 
 
 @pytest.fixture
-def pods(release: Release, namespace: str) -> str:
+def pods(release: Release, core: CoreV1Api, namespace: str) -> str:
     """A namespace with the pods `trainer`, of a service, and `stranger`."""
     for name, labels in (("trainer", {"trainyard.dev/service": "s", "team": "a"}), ("stranger", {"team": "a"})):
         pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
             "metadata": {"name": name, "labels": labels, "annotations": {"a": "1"}},
             "spec": {"containers": [{"name": "main", "image": "local/shell"}], "nodeSelector": {"no": "where"}},
         }
-        release.cluster.kubectl("-n", namespace, "create", "-f", "-", stdin=json.dumps(pod))
+        core.create_namespaced_pod(namespace, pod)
     return namespace
 
 

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -45,6 +46,8 @@ OBJECTS_PER_IMAGE = 10
 DISTINCT = 100
 """Pictures that are drawn; the rest are copies of them with other last bytes, so that no two files are equal."""
 TRAIN = "--train-in-this-process"
+TURNS = 8
+"""In which the steps of the part on memory are taken."""
 
 
 def main() -> None:
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument(TRAIN, dest="train", metavar="ZIP", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.train:
-        print(json.dumps(trained(Path(given.train), given.steps, given.cap_mib << 20)))
+        trained(Path(given.train), given.steps, given.cap_mib << 20)
         return
     result: dict[str, Any] = {"bench": "dataset"}
     with tempfile.TemporaryDirectory() as name:
@@ -199,27 +202,62 @@ def transfer(folder: Path, mib: int, rounds: int) -> dict[str, Any]:
 
 
 def memory(folder: Path, images: int, cap_mib: int, steps: int) -> dict[str, Any]:
-    """Two processes train on the same data, one of them under a cap; each says how fast and where its pixels lay.
+    """Two processes train on the same data in turns, one of them under a cap; each says how fast and where its pixels lay.
 
     Capped is what a cgroup cannot take back: anonymous and shared memory, looked at every 20 ms; above the cap the process is killed. Pages
     of files, the pixel cache among them, are the kernel's to drop.
     """
     path = made(folder, images, (640, 480))
-    runs = {}
-    for name, cap in (("uncapped", 0), ("capped", cap_mib)):
-        command = [sys.executable, __file__, TRAIN, str(path), "--steps", str(steps), "--cap-mib", str(cap)]
-        with (folder / "err").open("w+") as err:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err, text=True)
-            peak = watched(process, cap << 20)
-            said, _ = process.communicate()
-            if process.returncode:
-                err.seek(0)
-                raise SystemExit(
-                    f"the {name} training ended with {process.returncode} at {peak >> 20} MiB: {err.read()[-2000:]}"
-                )
-        runs[name] = {**json.loads(said.splitlines()[-1]), "peakMiB": peak >> 20}
-    ratio = runs["capped"]["imagesPerCPUSecond"] / runs["uncapped"]["imagesPerCPUSecond"]
-    return {"value": round(ratio, 2), "images": images, "capMiB": cap_mib, **runs}
+    caps = {"uncapped": 0, "capped": cap_mib}
+    runs = {name: Training(path, steps, cap, folder / f"{name}.err") for name, cap in caps.items()}
+    for _ in range(TURNS):
+        for run in runs.values():
+            run.turn()
+    told = {name: run.end() for name, run in runs.items()}
+    ratio = told["capped"]["imagesPerCPUSecond"] / told["uncapped"]["imagesPerCPUSecond"]
+    return {"value": round(ratio, 2), "images": images, "capMiB": cap_mib, **told}
+
+
+class Training:
+    """A process that trains, a turn at a time, so that what else the machine does falls on both alike."""
+
+    def __init__(self, path: Path, steps: int, cap_mib: int, errors: Path) -> None:
+        command = [sys.executable, __file__, TRAIN, str(path), "--steps", str(steps), "--cap-mib", str(cap_mib)]
+        self._errors, self._peak = errors, 0
+        with errors.open("w") as file:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+        self._watch = threading.Thread(target=self._watched, args=(cap_mib << 20,))
+        self._watch.start()
+        self._said()
+
+    def turn(self) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        self._said()
+
+    def end(self) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        said = json.loads(self._said())
+        self._watch.join()
+        return {**said, "peakMiB": self._peak >> 20}
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait(60)
+            raise SystemExit(
+                f"a training ended with {code} at {self._peak >> 20} MiB: {self._errors.read_text()[-2000:]}"
+            )
+        return line
+
+    def _watched(self, cap: int) -> None:
+        self._peak = watched(self._process, cap)
 
 
 def watched(process: subprocess.Popen[str], cap: int) -> int:
@@ -237,10 +275,12 @@ def watched(process: subprocess.Popen[str], cap: int) -> int:
     return peak
 
 
-def trained(path: Path, steps: int, cap: int) -> dict[str, Any]:
-    """Some steps of yard-nano as the loop takes them, default augmentation: batch, forward, backward, optimizer, average."""
+def trained(path: Path, steps: int, cap: int) -> None:
+    """Steps of yard-nano as the loop takes them, default augmentation: batch, forward, backward, optimizer, average. As many of
+    `steps` as one turn has for each line of the input, which a line answers; the last one has the result."""
     import torch
-    from trainyard_api.training import Augmentation, Training
+    from trainyard_api.training import Augmentation
+    from trainyard_api.training import Training as Settings
     from trainyard_trainer.data import TrainBatches
     from trainyard_trainer.detector import Detector
     from trainyard_trainer.device import cpu_has_bf16
@@ -259,23 +299,35 @@ def trained(path: Path, steps: int, cap: int) -> dict[str, Any]:
         reading = time.process_time() - begun
         batches = TrainBatches(prepared, size=side, batch_size=size, augmentation=Augmentation())
         detector = Detector.build("yard-nano", len(prepared.dataset.labels))
-        optimizer, average = Optimizer(list(detector.network.parameters()), Training()), Average(detector.network)
-        for step in range(steps + 2):
-            if step == 2:
-                begun = time.process_time()
-            batch = batches.batch(step, 10_000)
+        optimizer, average = Optimizer(list(detector.network.parameters()), Settings()), Average(detector.network)
+
+        def step(number: int) -> None:
+            batch = batches.batch(number, 10_000)
             with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
                 loss = detector.loss(batch)
             loss.total.backward()
             optimizer.step(1e-3, loss.total.detach())
             average.update(0.99)
-    assert torch.isfinite(loss.total)
-    return {
-        "imagesPerCPUSecond": round(steps * size / (time.process_time() - begun), 2),
+            assert torch.isfinite(loss.total)
+
+        step(0)
+        step(1)
+        print("ready", flush=True)
+        taken, seconds, each = 2, 0.0, max(1, steps // TURNS)
+        for _ in sys.stdin:
+            begun = time.process_time()
+            for _ in range(each):
+                step(taken)
+                taken += 1
+            seconds += time.process_time() - begun
+            print("taken", flush=True)
+    told = {
+        "imagesPerCPUSecond": round((taken - 2) * size / seconds, 2),
         "pixels": prepared.pixels.place,
         "pixelMiB": prepared.pixels.pixels.nbytes >> 20,
         "readingCPUSeconds": round(reading, 1),
     }
+    print(json.dumps(told), flush=True)
 
 
 def best(run: Callable[[], None], rounds: int) -> tuple[float, float]:

@@ -6,8 +6,8 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3.1[1-9]) python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := build/uv/bin
-# Tests wait for a cluster more than they compute: three workers keep two cores busy. A file's tests stay together.
-PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Tests wait for a cluster as often as they compute: four workers keep two cores busy. A file's tests stay together.
+PARALLEL ?= --numprocesses 4 --dist loadfile --no-loadscope-reorder
 # Hundreds of processes import PyTorch: what one has compiled is kept for the others.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -144,41 +144,52 @@ def free_pair() -> int:
             return port
 
 
-def pods(folder: Path, **environment: str) -> list[subprocess.Popen[str]]:
+@contextmanager
+def pods(folder: Path, **environment: str) -> Iterator[list[subprocess.Popen[str]]]:
     """The supervisors of two nodes. A rank of the second has no memory in the first round; that of the first hangs, as with NCCL."""
     program, given = folder / "own.py", folder / "run.json"
     program.write_text(PROGRAM)
     spec = run_spec(folder, folder / "x.zip", nodes=2, rendezvous={"host": "127.0.0.1", "port": free_pair()})
     given.write_text(json.dumps(spec.to_dict()))
     common = {**os.environ, "TRAINYARD_RUN_SPEC": str(given), "MET": str(folder / "met"), **environment}
-    return [
+    both = [
         subprocess.Popen(
             [sys.executable, str(program)],
             env=common | {NODE_RANK_ENV: str(node), "TRAINYARD_TERMINATION_LOG": str(folder / f"end-{node}")},
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         for node in range(2)
     ]
+    try:
+        yield both
+    finally:
+        for pod in both:
+            # With its ranks, which would sleep on where a test failed.
+            with suppress(ProcessLookupError):
+                os.killpg(pod.pid, signal.SIGKILL)
+            pod.wait()
 
 
 @pytest.mark.training
 def test_the_processes_of_all_nodes_start_again_with_smaller_parts(tmp_path: Path) -> None:
-    for node, pod in enumerate(pods(tmp_path)):
-        out, _ = pod.communicate(timeout=240)
-        assert pod.returncode == 0
-        rounds = [line["again"] for text in out.splitlines() if "again" in (line := json.loads(text))]
-        assert rounds == ["0", "1"], node
+    with pods(tmp_path) as both:
+        for node, pod in enumerate(both):
+            out, _ = pod.communicate(timeout=240)
+            assert pod.returncode == 0
+            rounds = [line["again"] for text in out.splitlines() if "again" in (line := json.loads(text))]
+            assert rounds == ["0", "1"], node
     assert json.loads((tmp_path / "end-0").read_text())["manifestURI"] == "s3://x"
 
 
 @pytest.mark.training
 def test_a_stop_of_several_nodes_is_75_on_each_of_them(tmp_path: Path) -> None:
-    both = pods(tmp_path, STOPPED="1")
-    for pod in both:
-        assert pod.stdout is not None
-        # Both have begun again, and their ranks answer signals.
-        until(lambda p=pod: p.stdout is not None and p.stdout.readline() == "{}\n")
-    for pod in both:
-        pod.send_signal(signal.SIGTERM)
-    assert [pod.wait(240) for pod in both] == [75, 75]
+    with pods(tmp_path, STOPPED="1") as both:
+        for pod in both:
+            assert pod.stdout is not None
+            # Both have begun again, and their ranks answer signals.
+            until(lambda p=pod: p.stdout is not None and p.stdout.readline() == "{}\n")
+        for pod in both:
+            pod.send_signal(signal.SIGTERM)
+        assert [pod.wait(240) for pod in both] == [75, 75]

@@ -8,6 +8,7 @@ TRAINYARD_TEST_CLUSTER=dev uses the running cluster `dev` instead and leaves it 
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
@@ -127,6 +128,16 @@ def crds(cluster: Cluster) -> Cluster:
     """The cluster with Trainyard's custom resources, as committed."""
     cluster.define(Path(__file__).resolve().parent.parent / "crds")
     return cluster
+
+
+@pytest.fixture
+def only_gang() -> Iterator[None]:
+    """One gang at a time: pods here have addresses but no networks of their own, and PyTorch's port is taken on all of them."""
+    place = Path(os.environ[STATE]).parent
+    place.mkdir(exist_ok=True)
+    with (place / "gang.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -329,6 +329,8 @@ async def _read_report(request: web.Request) -> Report:
         raise too_large from error
     except TimeoutError as error:
         raise Refusal(408, "TooSlow", f"the report did not arrive within {BODY_SECONDS:.0f} s") from error
+    except ConnectionError as error:
+        raise Refusal(400, "Disconnected", "the connection broke off before the report was whole") from error
     if len(body) > MAX_REPORT_BYTES:
         raise too_large
     try:

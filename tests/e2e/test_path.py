@@ -113,6 +113,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(yard: Yard, shapes: bytes):
     assert (status["chargedAttempts"], status["version"]) == (0, "paused-v1")
 
 
+@pytest.mark.usefixtures("only_gang")
 def test_two_nodes_train_as_one_and_losing_one_ends_the_attempt(yard: Yard, shapes: bytes):
     yard.apply(
         "gang",

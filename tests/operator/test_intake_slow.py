@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -48,6 +50,27 @@ async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyP
     assert answer.startswith("HTTP/1.1 408")
     assert json.loads(answer.split("\r\n\r\n")[1])["reason"] == "TooSlow"
     assert time.monotonic() - began < 20
+
+
+async def test_a_client_that_goes_away_in_the_middle_is_refused_and_no_error():
+    reasons: asyncio.Queue[str] = asyncio.Queue()
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            await intake._read_report(request)
+        except Refusal as refusal:
+            reasons.put_nowait(refusal.reason)
+        return web.Response()
+
+    async with connected(handle) as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        await writer.drain()
+        # As a process that is killed leaves it: with what it has not read thrown away.
+        peer = writer.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await asyncio.sleep(0.2)
+        writer.transport.abort()
+        assert await asyncio.wait_for(reasons.get(), 20) == "Disconnected"
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["the first request", "one after a whole one"])

@@ -168,6 +168,7 @@ async def an_ordinary_day(yard: Yard) -> None:
         await asyncio.sleep(0.2)
 
 
+@pytest.mark.usefixtures("only_gang")
 async def test_the_rights_of_the_chart_are_enough_and_none_is_unused(installed: Installed):
     await an_ordinary_day(installed.yard)
     asked, forbidden = installed.asked()

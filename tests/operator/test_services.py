@@ -143,6 +143,7 @@ async def test_a_warm_instance_takes_a_job_over_and_is_replaced(yard: Yard):
     await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("instances") == 0)
 
 
+@pytest.mark.usefixtures("only_gang")
 async def test_a_gang_meets_trains_together_and_ends_together(yard: Yard):
     await yard.service("gang", instance={"gpus": 0, "nodes": 2, "cpu": "10m", "memory": "64Mi"})
     # The second node of the first attempt fails: the first one is ended too, and one attempt is charged.

@@ -186,11 +186,15 @@ def _waiting(container: ContainerView, pod: AttemptPod, subject: Subject) -> Dia
 
 
 def _image(detail: str, subject: Subject) -> Diagnosis:
+    """`Back-off pulling image "a:1": ErrImagePull: no such host`; an Event, or an older kubelet, says no more than that it backs off."""
+    named = re.search(r'image "([^"]+)"', detail)
     detail = re.sub(r'^(Back-off pulling image|Failed to pull image) "[^"]*":? ?(ErrImagePull: )?', "", detail)
     detail = re.sub(r"^Error: ", "", detail)[:MAX_DETAIL]
+    name = f" {named[1]}" if named and named[1] not in detail else ""
+    why = f": {detail}" if detail else ""
     return Diagnosis(
         "ImagePull",
-        f"The image cannot be pulled: {detail}. Check spec.image of TrainingService {subject.service}, "
+        f"The image{name} cannot be pulled{why}. Check spec.image of TrainingService {subject.service}, "
         "the registry, and the pull Secret of its service account.",
     )
 

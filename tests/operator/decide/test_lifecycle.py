@@ -135,6 +135,13 @@ def test_a_job_that_was_made_and_not_noted_is_adopted():
     assert len(world.created) == 1
 
 
+def test_an_image_is_named_also_where_nobody_says_why_it_does_not_come():
+    world = at("preparing")
+    world.wait_for("cells", "ImagePullBackOff", 'Back-off pulling image "a.example/none:1"')
+    world.settle()
+    assert (world.status("cells").message or "").startswith("The image a.example/none:1 cannot be pulled. Check ")
+
+
 def test_preparing_carries_the_diagnosis_then_the_phase():
     world = at("preparing")
     world.wait_for("cells", "ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: no such host')

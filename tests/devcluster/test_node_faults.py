@@ -38,6 +38,8 @@ def node(cluster: Cluster, core: CoreV1Api, tmp_path: Path) -> Iterator[Node]:
     node = make_node(
         name, cluster.kubeconfig, tmp_path / "node", str(addresses.node(index)), str(addresses.node_pods(index)), 1
     )
+    # Cordoned before it is there: the scheduler would give it the pods of other tests, which would be lost with it.
+    core.create_node({"metadata": {"name": name}, "spec": {"unschedulable": True}})
     node.start()
 
     def ready() -> bool:

@@ -28,8 +28,22 @@ with FakeTensorMode():
 assert made.shape == (2, 3, 5, 5) and made.device.type == "cuda"
 """
 
+TORCHVISION = """
+import sys
+from trainyard_trainer import lean_torch
+lean_torch.import_torch()
+import trainyard_trainer.image_network, trainyard_trainer.rcnn
+from trainyard_trainer.lean_torchvision import torchvision
+assert not {lean_torch.META, "torch._dynamo", "torch._dynamo.utils", "torch._inductor", "sympy"} & set(sys.modules)
+
+asked = sys.modules["torchvision.ops.roi_align"].is_compile_supported
+from torch._dynamo.utils import is_compile_supported
+assert all(asked(device) == is_compile_supported(device) for device in ("cpu", "cuda"))
+"""
+
 
 @pytest.mark.training
-def test_a_training_of_ours_on_cpus_imports_less_of_torch_and_the_rest_comes_when_it_is_asked_for() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=240)
+@pytest.mark.parametrize("program", [PROGRAM, TORCHVISION], ids=["ours", "torchvision's"])
+def test_a_training_on_cpus_imports_less_of_torch_and_the_rest_comes_when_it_is_asked_for(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

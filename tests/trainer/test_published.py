@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from safetensors.torch import save_file
 from trainyard_api.architectures import ARCHITECTURES, Task
 from trainyard_trainer import published
@@ -15,6 +14,7 @@ from trainyard_trainer.checkpoint import sha256_of
 from trainyard_trainer.errors import BadSpec, StorageRefused
 from trainyard_trainer.image_network import network
 from trainyard_trainer.image_task import ImageTask
+from trainyard_trainer.lean_torchvision import torchvision
 from trainyard_trainer.report import Reporter
 
 from tests.trainer.runs import run_spec

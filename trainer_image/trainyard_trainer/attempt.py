@@ -184,12 +184,11 @@ def import_torch(architecture: str, gpus: int) -> None:
     # Nothing of a module is garbage: looking for it, now and in every step, costs a tenth of the start.
     gc.disable()
     try:
-        module = ARCHITECTURES[architecture].module
-        if module == "detector" and on_cpus(gpus):
+        if on_cpus(gpus):
             lean_torch.import_torch()
         import trainyard_trainer.assemble  # noqa: F401
 
-        import_module(f"trainyard_trainer.{module}")
+        import_module(f"trainyard_trainer.{ARCHITECTURES[architecture].module}")
         gc.freeze()
     finally:
         gc.enable()

@@ -3,12 +3,12 @@
 from collections import Counter
 
 import torch
-import torchvision
 from torch import nn
 from trainyard_api.architectures import Architecture
 
 from trainyard_trainer.box_task import label_weights
 from trainyard_trainer.image_task import ImageNetwork, ImageTask
+from trainyard_trainer.lean_torchvision import torchvision
 from trainyard_trainer.task import Wanted
 
 LEAST_MOMENTUM = 0.1

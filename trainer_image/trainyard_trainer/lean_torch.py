@@ -1,4 +1,4 @@
-"""The import of torch without what a training of our own networks on CPUs never uses: a fifth to a quarter of its time.
+"""The import of torch without what a training on CPUs never uses: a fifth to a quarter of its time.
 
 `torch._meta_registrations` defines in Python what operators do on the meta device, for torch's compiler and fake tensors; with the
 decompositions and reference implementations that it imports, half a second. It is left out of the import, and comes as soon as one
@@ -28,7 +28,7 @@ BINDINGS = "cuda.bindings"
 
 
 def import_torch() -> None:
-    """Imports torch, unless somebody did already. Not where GPUs are used, or torch's compiler (torchvision imports it)."""
+    """Imports torch, unless somebody did already. Not where GPUs are used, and torch's compiler may be with them."""
     if "torch" in sys.modules:
         return
     sys.modules[META] = ModuleType(META)

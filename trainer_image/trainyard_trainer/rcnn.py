@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 from trainyard_api.architectures import Architecture
 
 from trainyard_trainer.anchors import Matches, Shapes, decode, fitted, grid, match, object_shapes
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.box_task import BoxTask, LossSettings, Selection, loss_settings
 from trainyard_trainer.boxes import complete_iou, pairwise_iou
+from trainyard_trainer.lean_torchvision import torchvision
 from trainyard_trainer.normalise import Normalise
 from trainyard_trainer.ranks import over_ranks
 from trainyard_trainer.task import LabelRows, Loss, Wanted
@@ -233,7 +232,7 @@ def _pooled(features: Sequence[Tensor], boxes: Tensor, width: int) -> Tensor:
     regions = torch.cat((image, flat), 1).detach()
     total = None
     for number, (feature, stride) in enumerate(zip(features, strides, strict=True)):
-        own = roi_align(feature.float(), regions, (POOLED, POOLED), 1 / stride, RATIO)
+        own = torchvision.ops.roi_align(feature.float(), regions, (POOLED, POOLED), 1 / stride, RATIO)
         own = own * (level == number).to(own.dtype)[:, None, None, None]
         total = own if total is None else total + own
     assert total is not None

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.ssd import SSD
 from trainyard_api.architectures import Architecture
 
 from trainyard_trainer.anchors import Matches, Shapes, decode, fitted, grid, match, object_shapes
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.box_task import BoxTask, LossSettings, Selection, loss_settings
 from trainyard_trainer.boxes import areas, complete_iou
+from trainyard_trainer.lean_torchvision import torchvision
 from trainyard_trainer.normalise import Normalise
 from trainyard_trainer.ranks import over_ranks
 from trainyard_trainer.task import LabelRows, Loss, Wanted
 
+SSD = torchvision.models.detection.ssd.SSD
 LEAST_MOMENTUM = 0.1
 """Of batch statistics: with less, those of a short training still remember that they began at 0 and 1."""
 NEGATIVES_PER_POSITIVE = 3

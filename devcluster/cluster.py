@@ -162,6 +162,11 @@ class Cluster:
         """An administrator's kubeconfig."""
         return self.layout.kubeconfig
 
+    def kubeconfig_of(self, account: str, namespace: str, path: Path) -> Path:
+        """Writes a kubeconfig with a token of the service account that is good for a day; its path."""
+        token = self.kubectl("create", "token", account, "--namespace", namespace, "--duration=24h").strip()
+        return self.kubeconfig_with(token, path)
+
     def kubeconfig_with(self, token: str, path: Path) -> Path:
         """Writes a kubeconfig for who has the token, in the place of the administrator; its path."""
         config = json.loads(self.kubeconfig.read_text())

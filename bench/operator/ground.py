@@ -196,6 +196,11 @@ def wait_for_garbage_collector(cluster: Cluster, plural: str = "trainingjobs", s
         time.sleep(1)
 
 
+def documents(text: str) -> list[Object]:
+    """What is in a YAML stream, read in C: PyYAML's own reader takes half a minute over the CRDs of a peer."""
+    return [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
+
+
 def node(index: int) -> Object:
     labels = {"kubernetes.io/hostname": f"kwok-{index}", "kubernetes.io/os": "linux", "type": "kwok"}
     metadata = {"name": f"kwok-{index}", "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}}

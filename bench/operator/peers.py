@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ground import HERE, Ground
+from ground import HERE, Ground, documents
 
 from devcluster import Cluster
 from devcluster.access import free_port
@@ -99,12 +99,7 @@ class Installation:
         self.ground.cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 
     def kubeconfig(self) -> Path:
-        """A kubeconfig with a token of the account."""
-        cluster = self.ground.cluster
-        token = cluster.kubectl(
-            "create", "token", self.account, "--namespace", self.namespace, "--duration=24h"
-        ).strip()
-        return cluster.kubeconfig_with(token, self.folder / "kubeconfig")
+        return self.ground.cluster.kubeconfig_of(self.account, self.namespace, self.folder / "kubeconfig")
 
     def secret(self, name: str) -> Object:
         """The certificate and its authority as the Secret that a controller would make itself."""
@@ -146,9 +141,7 @@ def installation(ground: Ground, tool: GoTool, namespace: str, account: str, ser
 
 def render(cluster: Cluster, folder: Path) -> list[Object]:
     """The objects of a kustomization."""
-    text = cluster.kubectl("kustomize", str(folder))
-    # PyYAML's own reader takes half a minute over the CRDs.
-    return [each for each in yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if each]
+    return documents(cluster.kubectl("kustomize", str(folder)))
 
 
 def installed(objects: Iterable[Object], namespace: str, url: str, authority: str) -> list[Object]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ground import NAMESPACE, ROOT, Ground
+from ground import NAMESPACE, ROOT, Ground, documents
 from trainyard_operator.cluster import JOBS, PODS, TRAINING_JOBS, TRAINING_SERVICES, Resource
 
 from devcluster import Cluster
-from devcluster.tools import HELM, programs_folder
 
 Object = dict[str, Any]
 IMAGE = "bench/trainer:1"
@@ -164,14 +163,12 @@ def operator_process(cluster: Cluster, log: Path, **settings: str) -> Iterator[s
 
 def installed_account(cluster: Cluster, path: Path) -> Path:
     """A kubeconfig at `path` for the account of the chart, which is installed as far as it concerns the API server."""
-    command = [programs_folder(HELM) / "helm", "template", "trainyard", str(ROOT / "helm" / "trainyard")]
-    command += ["--namespace", OPERATOR_NAMESPACE, "--set", "crds.create=false"]
-    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    objects = [each for each in yaml.safe_load_all(rendered) if each and each["kind"] in INSTALLED]
+    chart = ("trainyard", str(ROOT / "helm" / "trainyard"), "--namespace", OPERATOR_NAMESPACE)
+    objects = documents(cluster.helm("template", *chart, "--set", "crds.create=false"))
+    objects = [each for each in objects if each["kind"] in INSTALLED]
     cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(objects))
     (account,) = (each["metadata"]["name"] for each in objects if each["kind"] == "ServiceAccount")
-    token = cluster.kubectl("create", "token", account, "--namespace", OPERATOR_NAMESPACE, "--duration=24h").strip()
-    return cluster.kubeconfig_with(token, path)
+    return cluster.kubeconfig_of(account, OPERATOR_NAMESPACE, path)
 
 
 CHILDREN = (JOBS, PODS)

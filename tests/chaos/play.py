@@ -149,6 +149,8 @@ class Play:
                 kubeconfig,
                 self.namespace,
                 self.folder / f"{name}.log",
+                # Operators end when they must: a lost lease, a broken watch.
+                restarted=True,
                 identity=name,
                 lease_seconds=10,
                 request_seconds=5,
@@ -161,14 +163,13 @@ class Play:
             )
             self.operators.append(operator)
             operator.start()
-        keeper = asyncio.create_task(self._keep_operators())
         try:
             await leading(self.operators, self.patience)
             yield
         finally:
-            keeper.cancel()
             for operator in self.operators:
                 operator.kill()
+                self.deeds["operator ended by itself"] += operator.restarts
 
     async def _give_storage(self, port: int) -> None:
         """A bucket with a few pictures, and the service that trains with them for good."""
@@ -198,15 +199,6 @@ class Play:
 
     async def _make(self, resource: Any, body: Object) -> None:
         await self.api.create(resource, {"apiVersion": resource.api_version, "kind": resource.kind} | body)
-
-    async def _keep_operators(self) -> None:
-        """Operators end when they must (a lost lease, a broken watch); whoever runs them starts them again."""
-        while True:
-            await asyncio.sleep(0.5)
-            for operator in self.operators:
-                if operator.process is not None and operator.process.poll() is not None:
-                    self.deeds["operator ended by itself"] += 1
-                    operator.start()
 
     async def _glimpse(self) -> None:
         found: list[Glimpse] = []

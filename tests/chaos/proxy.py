@@ -12,6 +12,8 @@ from collections import Counter
 import aiohttp
 from aiohttp import web
 
+from tests.chaos.forward import Forwarder, passed_on
+
 LATE_SECONDS = 0.3
 HANG_SECONDS = 6.0
 """Longer than the operator under test waits for an answer."""
@@ -24,7 +26,7 @@ ERRORS = {
 GONE = b'{"type":"ERROR","object":' + ERRORS[410].encode() + b"}\n"
 
 
-class Proxy:
+class Proxy(Forwarder):
     """Forwards to `server` with the client certificate in `context`; `rate` is the share of requests that meet a fault."""
 
     def __init__(self, server: str, context: ssl.SSLContext, seed: int, rate: float) -> None:
@@ -33,19 +35,9 @@ class Proxy:
         self.rate = rate
         self.faults: Counter[str] = Counter()
 
-    async def start(self, port: int) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._context, limit=0), auto_decompress=False, read_bufsize=2**21
-        )
-        application = web.Application(client_max_size=2**24)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
-        await self._session.close()
+    def _open_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=self._context, limit=0)
+        return aiohttp.ClientSession(connector=connector, auto_decompress=False, read_bufsize=2**21)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         fault = self._fault(request)
@@ -74,9 +66,7 @@ class Proxy:
 
     async def _forward(self, request: web.Request, *, lose_answer: bool) -> web.StreamResponse:
         url = self._server + request.raw_path
-        headers = {
-            k: v for k, v in request.headers.items() if k.lower() not in ("host", "connection", "transfer-encoding")
-        }
+        headers = passed_on(request.headers, "host")
         body = await request.read()
         limit = aiohttp.ClientTimeout(total=None, connect=5)
         async with self._session.request(

@@ -15,6 +15,7 @@ from yarl import URL
 
 from demo.stage import s3_client
 from devcluster.access import S3Access
+from tests.chaos.forward import Forwarder, passed_on
 from tests.chaos.observer import Findings
 
 BUCKET = "chaos"
@@ -22,7 +23,7 @@ FULL = b"<Error><Code>XMinioStorageFull</Code><Message>minimum free drive thresh
 MANIFEST = "/manifest.json"
 
 
-class Storage:
+class Storage(Forwarder):
     """Forwards to the S3 server behind `access`."""
 
     def __init__(self, access: S3Access) -> None:
@@ -36,18 +37,9 @@ class Storage:
         self.published: Counter[str] = Counter()
         """How often each manifest was stored, by its key."""
 
-    async def start(self, port: int) -> None:
+    def _open_session(self) -> aiohttp.ClientSession:
         # The signature covers the Host that the client has named: it goes on as it came.
-        self._session = aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=("User-Agent", "Accept"))
-        application = web.Application(client_max_size=2**28)
-        application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port).start()
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
-        await self._session.close()
+        return aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=("User-Agent", "Accept"))
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         data = await request.read()
@@ -55,17 +47,17 @@ class Storage:
             self.refused += 1
             self.refusal.set()
             return web.Response(status=507, body=FULL, content_type="application/xml")
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in ("connection", "transfer-encoding")}
+        headers = passed_on(request.headers)
         # As the client has written it, for that is signed.
         url = URL(self._access.endpoint + request.raw_path, encoded=True)
         async with self._session.request(request.method, url, headers=headers, data=data or None) as answer:
             body = await answer.read()
             if request.method == "PUT" and request.path.endswith(MANIFEST) and answer.status == 200:
                 self.published[request.path.removeprefix(f"/{BUCKET}/")] += 1
-            kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("connection", "transfer-encoding")}
-            if request.method != "HEAD":
-                kept.pop("Content-Length", None)
-            return web.Response(status=answer.status, body=body if request.method != "HEAD" else None, headers=kept)
+            if request.method == "HEAD":
+                return web.Response(status=answer.status, headers=passed_on(answer.headers))
+            headers = passed_on(answer.headers, "content-length")
+            return web.Response(status=answer.status, body=body, headers=headers)
 
     # --- what is there in the end ---------------------------------------------------------------------------------------------
 

@@ -261,8 +261,8 @@ def test_users_and_a_read_only_root_are_as_asked(pods: Pods):
     pods.run("p", script, container={"securityContext": {"runAsUser": 1234, "readOnlyRootFilesystem": True}})
     pods.run("q", "true", securityContext={"runAsNonRoot": True})
     assert pods.ends("p") == "1234\nread-only\n"
-    pods.wait("q", "containerStatuses.0.state.waiting.reason", "CreateContainerConfigError")
-    waiting = pods.status("q")["containerStatuses"][0]["state"]["waiting"]
+    status = pods.wait("q", "containerStatuses.0.state.waiting.reason", "CreateContainerConfigError")
+    waiting = status["containerStatuses"][0]["state"]["waiting"]
     assert waiting["message"].startswith("container has runAsNonRoot and image will run as root")
 
 
@@ -271,8 +271,8 @@ def test_a_deadline_lowered_while_the_pod_runs_ends_it(pods: Pods):
     pods.run("p", script, activeDeadlineSeconds=4000)
     pods.wait("p", "phase", "Running")
     pods.kubectl("patch", "pod", "p", "-p", '{"spec": {"activeDeadlineSeconds": 1}}')
-    pods.wait("p", "reason", "DeadlineExceeded")
-    terminated = pods.status("p")["containerStatuses"][0]["state"]["terminated"]
+    status = pods.wait("p", "reason", "DeadlineExceeded")
+    terminated = status["containerStatuses"][0]["state"]["terminated"]
     assert (terminated["exitCode"], terminated["message"]) == (75, "drained\n")
 
 
@@ -283,7 +283,6 @@ def test_a_pod_waits_for_a_secret_that_comes_later(pods: Pods):
         volumes=[{"name": "s", "secret": {"secretName": "late"}}],
         container={"volumeMounts": [{"name": "s", "mountPath": "/s"}]},
     )
-    pods.kubectl("wait", "--for=create", "pod/p", "--timeout=30s")
     pods.wait("p", "containerStatuses.0.state.waiting.reason", "ContainerCreating")
     pods.apply(secret("late", k="here"))
     assert pods.ends("p") == "here"

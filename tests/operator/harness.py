@@ -80,6 +80,8 @@ class Operator:
             text = json.dumps(value) if isinstance(value, dict | list) else str(value)
             self._environment[f"TRAINYARD_{key.upper()}"] = text
         self.process: subprocess.Popen[bytes] | None = None
+        self.restarts = 0
+        """How often it ended by itself and was started again."""
         self._wanted = False
         self._lock = threading.Lock()
 
@@ -102,6 +104,7 @@ class Operator:
             with self._lock:
                 if not self._wanted or self.process is not process:
                     return
+                self.restarts += 1
                 self._run()
                 assert self.process is not None
                 process = self.process

@@ -1,6 +1,6 @@
 """What others write while a decision is on its way to the API server is looked at: its own answer brings it, and no watch tells it again."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from trainyard_api.run import Intake as IntakeAddress
@@ -23,19 +23,11 @@ class Overtaken(Cluster):
     overtaken: Resource | None = None
     deed: Deed
 
-    async def patch_status(
-        self,
-        resource: Resource,
-        namespace: str,
-        name: str,
-        *,
-        tests: Mapping[str, Any],
-        operations: Sequence[dict[str, Any]],
-    ) -> Object:
+    async def patch_status(self, resource: Resource, *where: str, **what: Any) -> Object:
         if resource is self.overtaken:
             self.overtaken = None
             await self.deed()
-        return await super().patch_status(resource, namespace, name, tests=tests, operations=operations)
+        return await super().patch_status(resource, *where, **what)
 
 
 class Decider:

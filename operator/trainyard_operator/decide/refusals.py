@@ -116,6 +116,13 @@ def _other(what: str, detail: str, resource: str, refusal: Refusal, subject: Sub
             "NamespaceTerminating",
             f"{what}: namespace {subject.namespace} is being deleted, nothing new can start in it.",
         )
+    if "cannot find RESTMapping" in detail:
+        return Diagnosis(
+            "KindNotKnownYet",
+            f"{what} yet: TrainingJobs are new to this API server, whose admission learns of new kinds every 30 seconds. It goes "
+            "on by itself.",
+            blocked=False,
+        )
     if (" cannot " in detail and "User " in detail) or "cannot set blockOwnerDeletion" in detail:
         return Diagnosis(
             "RightMissing",

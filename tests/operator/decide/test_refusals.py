@@ -50,6 +50,16 @@ def test_a_refusal_is_one_sentence_with_what_to_do(status: int, answer: str, rea
     assert "POST" not in found.message
 
 
+def test_an_api_server_that_has_not_learned_of_the_kind_yet_is_nobody_s_fault():
+    said = FORBIDDEN + (
+        "cannot set blockOwnerDeletion in this case because cannot find RESTMapping for APIVersion trainyard.dev/v1alpha1 Kind "
+        'TrainingJob: no matches for kind "TrainingJob" in version "trainyard.dev/v1alpha1"'
+    )
+    found = diagnose_refusal(Refusal("CreateJob", "cells-r0-a1", said, START, 403), SUBJECT)
+    assert (found.reason, found.blocked) == ("KindNotKnownYet", False)
+    assert "every 30 seconds" in found.message
+
+
 def test_a_name_that_another_s_object_has_comes_with_the_command_that_frees_it():
     said = "Job cells-r0-a1 exists and belongs to somebody else; delete or rename it"
     found = diagnose_refusal(Refusal("CreateJob", "cells-r0-a1", said, START, 409, "ForeignObject"), SUBJECT)

@@ -63,7 +63,7 @@ class ClusterSpec(_Document):
     controllers: bool = True
     """kube-controller-manager and kube-scheduler; an API server alone starts in half the time."""
     node_grace_seconds: int = Field(default=40, ge=15, le=3600)
-    """How long after a node's last heartbeat it counts as unreachable. Heartbeats are 10 s apart."""
+    """How long after a node's last heartbeat it counts as unreachable. Heartbeats are 4 s apart."""
     images: Path | None = None
     """JSON file of images that the nodes know besides their own, see `devcluster.node.images`."""
     audit_bodies: bool = False

@@ -145,7 +145,9 @@ _JOB_SPEC: tuple[Rule, ...] = (
         f"!({_has('dataset', 'imageSize')}) || !self.architecture.startsWith('yard-') || "
         "(type(self.dataset.imageSize) == int ? self.dataset.imageSize % 32 == 0 && self.dataset.imageSize >= 64 : "
         f"!self.dataset.imageSize.matches(r'{SIZE}') || "
-        "self.dataset.imageSize.split('x').all(side, int(side) % 32 == 0 && int(side) >= 64))",
+        # Not over the list itself: Kubernetes 1.32 takes it to be as long as a request may be, which costs too much.
+        "[0, 1].all(i, int(self.dataset.imageSize.split('x')[i]) % 32 == 0 && "
+        "int(self.dataset.imageSize.split('x')[i]) >= 64))",
         "the sides must be multiples of 32 from 64 on for this architecture, such as 320, 416 or 640x384",
         path=".dataset.imageSize",
     ),

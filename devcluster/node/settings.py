@@ -9,7 +9,7 @@ from pathlib import Path
 class Timings:
     """Seconds. Those that only slow a test down are shorter than a real kubelet's; those a controller sees are not."""
 
-    heartbeat: float = 2.0
+    heartbeat: float = 4.0
     """Often, for clusters that are told to give up a silent node after a few seconds."""
     lease_duration: int = 40
     sync: float = 12.0

@@ -9,7 +9,7 @@ from tests.chaos.stage import stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(290)]
 
-ROUNDS = 8
+ROUNDS = 6
 
 
 async def test_a_bad_day_loses_doubles_and_mistakes_nothing(tmp_path: Path):

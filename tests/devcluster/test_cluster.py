@@ -138,31 +138,22 @@ def test_up_on_a_running_cluster_does_nothing_and_says_so(own: Cluster) -> None:
     assert status_of(own).components == before.components
 
 
-def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_nothing_running_while_it_starts_and_later(tmp_path: Path) -> None:
     cluster = Cluster("foreground", tmp_path / "foreground")
     command = [sys.executable, "-m", "devcluster", "up", "--name", cluster.name, "--state", str(cluster.layout.root)]
     command += ["--foreground", "--no-s3", "--no-controllers"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as up:
-        eventually(lambda: phase_of(cluster) == Phase.READY, "the cluster to be ready")
-        records = every_process(cluster)
-        up.send_signal(signal.SIGINT)
-        assert up.wait(30) == 130
-    assert records
-    assert not any(processes.is_alive(record) for record in records)
 
+    def interrupted(ripe: Callable[[], bool], what: str) -> None:
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as up:
+            eventually(ripe, what)
+            records = every_process(cluster)
+            up.send_signal(signal.SIGINT)
+            assert up.wait(30) == 130
+        assert records
+        assert not any(processes.is_alive(record) for record in records)
 
-def test_ctrl_c_while_it_starts_leaves_nothing_running_and_the_next_up_works(tmp_path: Path) -> None:
-    cluster = Cluster("hasty", tmp_path / "hasty")
-    command = [sys.executable, "-m", "devcluster", "up", "--name", cluster.name, "--state", str(cluster.layout.root)]
-    with subprocess.Popen([*command, "--no-s3", "--no-controllers"], stderr=subprocess.DEVNULL) as up:
-        eventually(lambda: len(every_process(cluster)) >= 2, "the first components to run")
-        records = every_process(cluster)
-        up.send_signal(signal.SIGINT)
-        assert up.wait(30) == 130
-    assert not any(processes.is_alive(record) for record in records)
-    with Cluster.start(cluster.name, state=cluster.layout.root, controllers=False) as started:
-        assert "default" in started.kubectl("get", "namespaces")
-        a_crash_is_reported_with_the_end_of_the_log(started)
+    interrupted(lambda: len(every_process(cluster)) >= 2, "the first components to run")
+    interrupted(lambda: phase_of(cluster) == Phase.READY, "the cluster to be ready")
 
 
 def a_crash_is_reported_with_the_end_of_the_log(cluster: Cluster) -> None:
@@ -193,6 +184,7 @@ def test_a_killed_supervisor_takes_all_with_it_and_the_next_up_starts_anew_and_e
         started = Cluster.start(cluster.name, state=cluster.layout.root, s3=True, controllers=False, owner=record)
         assert "default" in started.kubectl("get", "namespaces")
         records = every_process(started)
+        a_crash_is_reported_with_the_end_of_the_log(started)
         owner.kill()
     assert processes.wait_gone(records, 20)
 

@@ -99,7 +99,7 @@ def test_the_operators_log_has_no_refused_call_and_no_traceback(yard: Yard, trai
 
 def test_a_stopped_job_goes_on_from_its_checkpoint(yard: Yard, shapes: bytes):
     yard.apply(
-        "paused", yard.put("paused.zip", shapes), training={"epochs": None, "steps": 60, "checkpointEverySteps": 5}
+        "paused", yard.put("paused.zip", shapes), training={"epochs": None, "steps": 40, "checkpointEverySteps": 5}
     )
     yard.until("paused", "past step 5", lambda status: status.get("progress", {}).get("step", 0) > 5)
     yard.edit("paused", suspend=True)
@@ -113,7 +113,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(yard: Yard, shapes: bytes):
     status = yard.finished("paused")
     assert status["state"] == "Succeeded", status.get("message")
     assert status["attempts"][-1]["resumedFromStep"] == at
-    assert status["progress"]["step"] == 60
+    assert status["progress"]["step"] == 40
     assert (status["chargedAttempts"], status["version"]) == (0, "paused-v1")
 
 
@@ -197,7 +197,7 @@ def hurried(yard: Yard, shapes: bytes) -> None:
     """A job that has no time to finish, applied first since it takes all that it has."""
     yard.apply(
         "hurried", yard.put("hurried.zip", shapes), training={"epochs": 10_000},
-        policy={"timeoutSeconds": 100, "drainSeconds": 60},
+        policy={"timeoutSeconds": 75, "drainSeconds": 50},
     )  # fmt: skip
 
 

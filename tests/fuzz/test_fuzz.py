@@ -13,7 +13,7 @@ from tests.fuzz.run import Fault, Watch, check_sentence
 
 ROOT = Path(__file__).parents[2]
 IN_MEMORY = Path("/dev/shm")
-ROUNDS = (("annotation=8000", "json=4000", "image=3500"), ("zip=1300", "spec=3500"))
+ROUNDS = (("annotation=8500", "json=4200", "image=3500"), ("zip=600", "spec=3500"))
 
 
 @pytest.mark.training

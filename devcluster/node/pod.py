@@ -105,8 +105,7 @@ class Worker:
         """Tells the API server that this node does not take the pod; the pod never runs."""
         self.finished = self._settled = True
         self.host.recorder.record(self.pod, "Warning", reason, message)
-        generation = self.pod["metadata"].get("generation", 1)
-        await self._publisher.write(rejected_status(reason, message, generation, time.time()))
+        await self._publisher.write(rejected_status(reason, message, self.pod, time.time()))
 
     # -- the life ------------------------------------------------------------------------------------------------
 

@@ -55,9 +55,8 @@ class Publisher:
         async with self._writing:
             self._dirty.clear()
             pod = self._pod()
-            before = pod.get("status") or {}
-            status = pod_status(self._view(), before, pod["metadata"].get("generation", 1), time.time())
-            if differs(status, before):
+            status = pod_status(self._view(), pod, time.time())
+            if differs(status, pod.get("status") or {}):
                 await self.write(status)
 
     async def write(self, status: dict[str, Any]) -> None:

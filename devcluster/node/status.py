@@ -131,8 +131,9 @@ def expected_phase(view: PodView) -> str:
     return "Succeeded" if all(state.exit_code == 0 for state in ended) else "Failed"
 
 
-def pod_status(view: PodView, before: dict[str, Any], generation: int, now: float) -> dict[str, Any]:
-    """The pod's whole status; `before` is what the API server has, for the phase and for transition times."""
+def pod_status(view: PodView, pod: dict[str, Any], now: float) -> dict[str, Any]:
+    """The pod's whole status; `pod` is what the API server has, for the phase, for transition times and for the generation."""
+    before = pod.get("status") or {}
     expected = expected_phase(view)
     phase = expected
     if view.finished:
@@ -142,9 +143,9 @@ def pod_status(view: PodView, before: dict[str, Any], generation: int, now: floa
         if phase in ("Succeeded", "Failed"):
             phase = "Running"
     out: dict[str, Any] = {
-        "observedGeneration": generation,
+        **observed(pod),
         "phase": phase,
-        "conditions": _conditions(view, expected, before, generation, now),
+        "conditions": _conditions(view, expected, before, observed(pod), now),
         "hostIP": view.host_ip,
         "hostIPs": [{"ip": view.host_ip}],
         "startTime": timestamp(view.start_time),
@@ -175,15 +176,21 @@ def container_status(view: ContainerView) -> dict[str, Any]:
     return out | {"containerID": view.container_id} if view.container_id else out
 
 
-def rejected_status(reason: str, message: str, generation: int, now: float) -> dict[str, Any]:
+def rejected_status(reason: str, message: str, pod: dict[str, Any], now: float) -> dict[str, Any]:
     """The status of a pod that the node does not take."""
     return {
-        "observedGeneration": generation,
+        **observed(pod),
         "phase": "Failed",
         "reason": reason,
         "message": f"Pod was rejected: {message}",
         "startTime": timestamp(now),
     }
+
+
+def observed(pod: dict[str, Any]) -> dict[str, int]:
+    """What says which version of the pod a status is of. An API server before 1.33 gives pods no generation, and drops the field."""
+    generation = pod["metadata"].get("generation")
+    return {"observedGeneration": generation} if generation else {}
 
 
 def differs(wanted: dict[str, Any], found: dict[str, Any]) -> bool:
@@ -211,7 +218,7 @@ def _init_done(view: ContainerView) -> bool:
 
 
 def _conditions(
-    view: PodView, expected: str, before: dict[str, Any], generation: int, now: float
+    view: PodView, expected: str, before: dict[str, Any], seen: dict[str, int], now: float
 ) -> list[dict[str, Any]]:
     done = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(expected)
     if view.ending is not None and view.ending.reason == EVICTED and not view.finished:
@@ -242,7 +249,7 @@ def _conditions(
     for kind, (status, reason, message) in wanted.items():
         condition: dict[str, Any] = {
             "type": kind,
-            "observedGeneration": generation,
+            **seen,
             "status": "True" if status else "False",
             "lastProbeTime": None,
             "reason": reason or None,

@@ -1,5 +1,6 @@
 """What the API server refuses, and the sentence that it answers."""
 
+import re
 from typing import Any
 
 import pytest
@@ -231,7 +232,12 @@ TABLE = [
 def test_a_bad_manifest_is_answered_with_a_sentence(api: Api, kind: str, patch: Manifest, sentence: str) -> None:
     with pytest.raises(Refused) as refusal:
         api.create(manifest(kind, patch), dry_run=True)
-    assert sentence in str(refusal.value)
+    assert without_value(sentence) in without_value(str(refusal.value))
+
+
+def without_value(sentence: str) -> str:
+    """Where a rule refuses a field, older API servers show its type and newer ones its value."""
+    return re.sub(r"(Invalid value: )(?:\"[^\"]*\"|[\w.-]+): ", r"\1", sentence)
 
 
 @pytest.mark.cluster

@@ -216,9 +216,21 @@ def test_the_phase_follows_from_the_containers(containers: list[Any], policy: st
     assert expected_phase(PodView(views, policy, "", "", 0)) == phase
 
 
+def a_pod(generation: int | None = 1, **status: Any) -> dict[str, Any]:
+    return {"metadata": {"generation": generation} if generation else {}, "status": status}
+
+
+def test_an_api_server_that_gives_pods_no_generation_is_not_told_one():
+    view = PodView((container(RUNNING),), "Never", "", "", 0, sandbox=True)
+    status = pod_status(view, a_pod(), 0.0)
+    assert {status["observedGeneration"], *(c["observedGeneration"] for c in status["conditions"])} == {1}
+    status = pod_status(view, a_pod(generation=None), 0.0)
+    assert not any("observedGeneration" in part for part in (status, *status["conditions"]))
+
+
 def test_the_phase_waits_until_the_pod_is_cleaned_up_while_the_conditions_do_not():
     view = PodView((container(DONE),), "Never", "127.97.0.2", "127.98.1.1", 0, sandbox=True)
-    status = pod_status(view, {"phase": "Running"}, 1, 100.0)
+    status = pod_status(view, a_pod(phase="Running"), 100.0)
     ready = next(c for c in status["conditions"] if c["type"] == "Ready")
     assert (status["phase"], ready["status"], ready["reason"]) == ("Running", "False", "PodCompleted")
 
@@ -226,21 +238,21 @@ def test_the_phase_waits_until_the_pod_is_cleaned_up_while_the_conditions_do_not
 def test_a_pod_past_its_deadline_is_failed_whatever_its_container_says():
     ending = Ending(DEADLINE, "too long")
     view = PodView((container(DONE),), "Never", "", "", 0, finished=True, ending=ending)
-    status = pod_status(view, {"phase": "Running"}, 1, 100.0)
+    status = pod_status(view, a_pod(phase="Running"), 100.0)
     assert (status["phase"], status["reason"], status["message"]) == ("Failed", DEADLINE, "too long")
 
 
 def test_a_condition_keeps_its_time_until_it_changes():
     view = PodView((container(RUNNING, ready=True, started=True),), "Never", "", "", 0, sandbox=True)
-    first = pod_status(view, {}, 1, 0.0)
-    second = pod_status(view, first, 1, 1000.0)
+    first = pod_status(view, a_pod(), 0.0)
+    second = pod_status(view, a_pod(**first), 1000.0)
     assert not differs(second, first)
     assert {c["lastTransitionTime"] for c in second["conditions"]} == {"1970-01-01T00:00:00Z"}
 
 
 def test_conditions_of_others_are_no_difference():
     view = PodView((container(RUNNING, ready=True, started=True),), "Never", "", "", 0, sandbox=True)
-    status = pod_status(view, {}, 1, 0.0)
+    status = pod_status(view, a_pod(), 0.0)
     disrupted = {**status, "conditions": [{"type": "DisruptionTarget", "status": "True"}, *status["conditions"]]}
     assert not differs(status, disrupted)
 

@@ -29,6 +29,7 @@ from trainyard_operator.cluster import JOBS, NAMESPACES, SECRETS, TRAINING_JOBS,
 from trainyard_trainer.synth import write_zip
 
 from devcluster import Cluster as Devcluster
+from devcluster import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "bench"
@@ -189,7 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Devcluster.start("bench", state=Path(folder) / "cluster") as devcluster,
+        Devcluster.start("bench", state=Path(folder) / "cluster", owner=processes.record(os.getpid())) as devcluster,
     ):
         devcluster.define(ROOT / "crds")
         log = Path(folder) / "operator.log"

@@ -19,6 +19,7 @@ from rangespec import goals, missed, report
 from trainyard_operator.cluster import NAMESPACES, Cluster
 
 from devcluster import Cluster as Devcluster
+from devcluster import processes
 from tests.operator.harness import Operator, Yard, leading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="end with 1 when a goal of rangespec.yaml is missed")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="failover-"))
-    with Devcluster.start("failover", state=folder / "cluster") as devcluster:
+    owner = processes.record(os.getpid())
+    with Devcluster.start("failover", state=folder / "cluster", owner=owner) as devcluster:
         devcluster.define(ROOT / "crds")
         seconds = asyncio.run(rounds(devcluster, folder, given.lease, given.rounds))
     beyond = {"beyondLeaseSeconds": round(max(seconds) - given.lease, 2)}

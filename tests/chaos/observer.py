@@ -1,11 +1,11 @@
 """Reads what the API server wrote down, bodies included, and says which promise was broken. It asks the operator nothing.
 
 The audit log holds every version of a pod and of our own kinds, save those that an API server wrote in the instant in which it was
-killed. Lists taken now and then (`Glimpse`) close these gaps: what is not in a list is gone.
+killed. Lists close these gaps: of pods now and then (`Glimpse`; what is not in a list is gone), of our own kinds in the end (`Last`).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,14 @@ class Glimpse:
 
 
 @dataclass(frozen=True)
+class Last:
+    """What there is in the end."""
+
+    jobs: Sequence[Object] = ()
+    budgets: Sequence[Object] = ()
+
+
+@dataclass(frozen=True)
 class Expected:
     """What the one who made the history knows."""
 
@@ -66,7 +74,14 @@ class Findings:
             self.broken.append(sentence)
 
 
-def observe(log: Path, start: int, namespace: str, expected: Expected, glimpses: Iterable[Glimpse] = ()) -> Findings:
+def observe(
+    log: Path,
+    start: int,
+    namespace: str,
+    expected: Expected,
+    glimpses: Iterable[Glimpse] = (),
+    last: Last | None = None,
+) -> Findings:
     """Judge the history of a namespace from byte `start` of the audit log on."""
     pods: list[PodFact] = []
     jobs: list[Object] = []
@@ -85,6 +100,9 @@ def observe(log: Path, start: int, namespace: str, expected: Expected, glimpses:
                 jobs.append(_slim(body))
             case "TrainingBudget":
                 budgets.append(body)
+    if last is not None:
+        jobs += [_slim(job) for job in last.jobs]
+        budgets += last.budgets
     findings = Findings(attempts=0)
     findings.broken += [f"Job {name} was made {count} times" for name, count in made.items() if count > 1]
     _judge_slots(pods, sorted(glimpses, key=lambda glimpse: glimpse.version), expected.capacity, findings)

@@ -36,7 +36,7 @@ from demo.stage import storage_secret
 from devcluster import Cluster as Devcluster
 from devcluster.access import free_port
 from devcluster.node.process import Process
-from tests.chaos.observer import Expected, Findings, Glimpse, observe, pod_fact
+from tests.chaos.observer import Expected, Findings, Glimpse, Last, observe, pod_fact
 from tests.chaos.proxy import Proxy
 from tests.chaos.stepped import CLOCK_FILE
 from tests.chaos.storage import BUCKET, Storage
@@ -99,7 +99,7 @@ class Play:
         self.namespace = f"chaos-{self.seed}-{time.time_ns() % 10**6}"
         self.glimpses: list[Glimpse] = []
         self.operators: list[Operator] = []
-        self._trained: dict[str, str] = {}
+        self._last = Last()
         self.rare = self.random.sample(RARE, len(RARE))
         self.storage = Storage(self.devcluster.s3)
 
@@ -123,8 +123,13 @@ class Play:
             await self.proxy.stop()
             await self.storage.stop()
             await self.api.close()
-        findings = observe(log, start, self.namespace, self.expected, self.glimpses)
-        self.storage.judge(self._trained, findings)
+        findings = observe(log, start, self.namespace, self.expected, self.glimpses, self._last)
+        trained = {
+            job["metadata"]["name"]: job["status"]["state"]
+            for job in self._last.jobs
+            if job["spec"]["serviceName"] == "real"
+        }
+        self.storage.judge(trained, findings)
         return findings
 
     # --- the stage ----------------------------------------------------------------------------------------------------------
@@ -375,11 +380,9 @@ class Play:
 
     async def _is_at_rest(self) -> bool:
         jobs = await self.api.list_all(TRAINING_JOBS, self.namespace)
-        self._trained = {
-            job["metadata"]["name"]: job["status"]["state"] for job in jobs if job["spec"]["serviceName"] == "real"
-        }
         services = await self.api.list_all(TRAINING_SERVICES, self.namespace)
         budgets = await self.api.list_all(TRAINING_BUDGETS, self.namespace)
+        self._last = Last(jobs, budgets)
         held = [budget for budget in budgets if (budget.get("status") or {}).get("reservations")]
         batches = [s for s in services if ((s.get("status") or {}).get("admission") or {}).get("jobs")]
         return all(_is_over(job) for job in jobs) and not held and not batches

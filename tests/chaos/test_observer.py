@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.observer import Expected, Findings, Glimpse, observe, pod_fact
+from tests.chaos.observer import Expected, Findings, Glimpse, Last, observe, pod_fact
 
 Object = dict[str, Any]
 
@@ -20,6 +20,7 @@ class History:
         self.version = 0
         self.lines: list[Object] = []
         self.glimpses: list[Glimpse] = []
+        self.last = Last()
 
     def write(self, verb: str, group: str, resource: str, body: Object) -> Object:
         self.version += 1
@@ -67,7 +68,7 @@ class History:
     def judged(self, folder: Path) -> Findings:
         log = folder / "audit.log"
         log.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        return observe(log, 0, "day", Expected({"cold": 2}, {"a": {"Succeeded"}}), self.glimpses)
+        return observe(log, 0, "day", Expected({"cold": 2}, {"a": {"Succeeded"}}), self.glimpses, self.last)
 
 
 def attempt(number: int = 1, **fields: Any) -> Object:
@@ -183,3 +184,13 @@ def test_what_an_api_server_took_with_it_when_it_was_killed_is_seen_by_the_next_
     history.pod("pod-2", attempt=2, phase="Succeeded")
     history.job("Succeeded")
     assert history.judged(tmp_path).broken == []
+
+
+def test_an_end_that_an_api_server_took_with_it_is_seen_by_the_last_lists(tmp_path: Path):
+    history = History()
+    good(history)
+    *history.lines, job, budget = history.lines
+    assert any("a is Running" in line for line in history.judged(tmp_path).broken)
+    history.last = Last([job["responseObject"]], [budget["responseObject"]])
+    found = history.judged(tmp_path)
+    assert (found.broken, found.training_seconds) == ([], 30)

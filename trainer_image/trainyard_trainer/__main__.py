@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -27,12 +26,13 @@ from trainyard_api.report import ExitCode, Result
 from trainyard_api.run import STANDBY_ENV, RunSpec
 
 from trainyard_trainer import history
-from trainyard_trainer.attempt import Attempt, failed, new_folder, run_attempt
+from trainyard_trainer.attempt import Attempt, failed, run_attempt
 from trainyard_trainer.errors import BadSpec, DiskFull, GPUOutOfMemory, Interrupted, TrainerError
 from trainyard_trainer.mirror import LOG, Mirror
 from trainyard_trainer.place import ALONE, LOCAL_RANK, STARTED, Place, place_of
 from trainyard_trainer.processes import end_with_parent, supervise
 from trainyard_trainer.report import Reporter, write_termination_message
+from trainyard_trainer.scratch import scratch
 from trainyard_trainer.standby import wait_for_work
 from trainyard_trainer.store import Storage
 
@@ -121,7 +121,11 @@ def process_start() -> float:
 def run(spec: RunSpec, stop: StopFlag, started: float | None = None, place: Place = ALONE) -> Result:
     """One attempt to its end, told everywhere; every failure becomes a Result. `started`: on `time.monotonic`'s scale."""
     started = process_start() if started is None else started
-    folder = new_folder(spec)
+    with scratch(spec) as folder:
+        return _run(spec, stop, started, place, folder)
+
+
+def _run(spec: RunSpec, stop: StopFlag, started: float, place: Place, folder: Path) -> Result:
     close: Callable[[], None] = lambda: None  # noqa: E731
     if place.leads:
         reporter = Reporter(spec, folder / history.FILE, log_path=folder / LOG, starts_before=place.halvings)
@@ -137,7 +141,6 @@ def run(spec: RunSpec, stop: StopFlag, started: float | None = None, place: Plac
         if result.exit_code == ExitCode.ERROR:
             reporter.traceback(traceback.format_exc())
     reporter.close(result, last=close)
-    shutil.rmtree(folder, ignore_errors=True)
     return result
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -258,16 +257,6 @@ def _sentence(ending: Ending) -> str:
         Outcome.TIMEOUT_REACHED: f"timeoutSeconds was reached at {at}; the best model so far is published.",
         Outcome.FINISHED_EARLY: f"asked to publish at {at}; the best model so far is published.",
     }[ending.outcome or Outcome.COMPLETED]
-
-
-def new_folder(spec: RunSpec) -> Path:
-    """A fresh local folder for this attempt's files, on the cache's disk where that can be written."""
-    base = Path(spec.cache_path)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{spec.job}-a{spec.attempt}-", dir=base))
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix=f"{spec.job}-a{spec.attempt}-"))
 
 
 def failed(error: TrainerError, known: Mapping[str, Any]) -> Result:

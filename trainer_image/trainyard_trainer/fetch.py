@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from trainyard_trainer.cache import kept, make_room, place
 from trainyard_trainer.errors import BadData, StorageRefused
 from trainyard_trainer.records import Finding, Kind, Progress, StopFlag, never, silent
 from trainyard_trainer.remote import RemotePrefix, RemoteZip
@@ -149,13 +150,16 @@ def _local(plan: Plan, context: Context, max_bytes: int) -> Source:
 
 
 def _remote_zip(plan: Plan, stat: Stat, storage: Storage, cache: Path, max_bytes: int, report: Progress) -> Source:
-    path = cache / "data" / f"{_key(plan.uri, stat.etag, str(stat.size))}.zip"
-    if not path.exists():
+    key = _key(plan.uri, stat.etag, str(stat.size))
+    path = kept(cache, key)
+    if path is None:
 
         def read(start: int, length: int) -> bytes:
             return storage.get_range(plan.uri, start, length, stat.etag)
 
         open_directory(RangedFile(stat.size, read), plan.uri, max_bytes=max_bytes).close()
+        path = place(cache, key)
+        make_room(cache, plan.size)
         storage.download(plan.uri, path, etag=stat.etag, progress=report)
     return ZipSource(path, plan.uri, stat.etag, max_bytes=max_bytes)
 
@@ -168,9 +172,11 @@ def _remote_prefix(
     digest = hashlib.sha256()
     for entry in plan.entries:
         digest.update(f"{entry.uri}\0{entry.size}\0{entry.etag}\n".encode())
-    path = cache / "data" / f"{digest.hexdigest()[:40]}.zip"
-    if not path.exists():
-        done = 0
+    key = digest.hexdigest()[:40]
+    path = kept(cache, key)
+    if path is None:
+        path, done = place(cache, key), 0
+        make_room(cache, plan.size)
         with whole_file(path, plan.size) as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                 for uri, data in storage.get_many(entry.uri for entry in plan.entries):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainyard_trainer.cache import make_room
 from trainyard_trainer.errors import BadData, DiskFull, Interrupted
 from trainyard_trainer.records import Finding, Kind, Progress, Record, StopFlag, never, silent
 from trainyard_trainer.voc import Dataset
@@ -195,6 +196,7 @@ def _memory(size: int) -> int:
 def _file(cache: Path, size: int) -> int:
     """A block of `size` bytes in a file without a name, its space taken: writing to a sparse map on a full disk kills the process."""
     path = cache / f".pixels-{secrets.token_hex(8)}"
+    make_room(cache, size)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -80,20 +80,37 @@ def done() -> Result:
     return Result(exit_code=0, reason="Completed", message="trained.", manifestURI="s3://bucket/manifest.json")
 
 
-def test_phases_and_the_result_arrive_in_order_and_spaced(server: Server, token: Path) -> None:
+def test_reports_are_spaced_in_order_and_those_that_flew_by_are_not_told(server: Server, token: Path) -> None:
     reporter = Reporter(spec(server, token), out=io.StringIO())
-    for phase in (Phase.FETCHING, Phase.CHECKING, Phase.TRAINING):
+    reporter.phase(Phase.FETCHING)
+    server.until(lambda: len(server.got) == 1)
+    for phase in (Phase.CHECKING, Phase.TRAINING):
         reporter.phase(phase)
-    for step in range(1, 50):
-        reporter.progress(step=step)
+        for step in range(1, 50):
+            reporter.progress(step=step)
+    server.until(lambda: len(server.got) == 2)
+    reporter.phase(Phase.EXPORTING)
     reporter.close(done())
-    assert [body["phase"] for body in server.bodies] == ["Fetching", "Checking", "Training", "Done"]
+    assert [body["phase"] for body in server.bodies] == ["Fetching", "Training", "Done"]
+    assert [body.get("step") for body in server.bodies] == [None, 49, 49]
     assert server.bodies[-1]["result"]["manifestURI"] == "s3://bucket/manifest.json"
-    assert server.bodies[-1]["step"] == 49
     times = [at for at, _, _ in server.got]
     assert min(b - a for a, b in itertools.pairwise(times)) >= 0.14
     sequences = [body["sequence"] for body in server.bodies]
     assert sequences == sorted(set(sequences))
+
+
+def test_a_report_that_is_tried_again_is_the_newest_one(server: Server, token: Path) -> None:
+    server.codes = [503, 503]
+    reporter = Reporter(spec(server, token), out=io.StringIO())
+    reporter.phase(Phase.FETCHING)
+    server.until(lambda: len(server.got) == 1)
+    reporter.phase(Phase.TRAINING)
+    reporter.progress(step=3)
+    server.until(lambda: len(server.got) == 3)
+    assert [body["phase"] for body in server.bodies] == ["Fetching", "Training", "Training"]
+    assert [body.get("step") for body in server.bodies] == [None, 3, 3]
+    reporter.close(done())
 
 
 def test_a_busy_intake_is_tried_again_and_the_token_is_read_anew(server: Server, token: Path) -> None:
@@ -113,6 +130,7 @@ def test_a_refused_report_is_not_repeated(server: Server, token: Path, capsys: p
     server.codes = [403]
     reporter = Reporter(spec(server, token), out=io.StringIO())
     reporter.phase(Phase.TRAINING)
+    server.until(lambda: len(server.got) == 1)
     reporter.close(done())
     assert [body["phase"] for body in server.bodies] == ["Training", "Done"]
     assert "403" in capsys.readouterr().err

@@ -1,8 +1,9 @@
 """One reporter for everything that is told outside: JSON lines on stdout and in `log.jsonl`, the intake, `metrics.jsonl`, the
 termination message.
 
-Telling never holds the training up: a thread sends the newest snapshot, at most one a second; a phase change and the final
-report are sent even when they are not the newest. What cannot be delivered is dropped, the next one is complete again.
+Telling never holds the training up: a thread sends the newest snapshot, at most one a second; those that flew by since the last
+one are not told any more. One with a new phase or the final result is tried for a while; what cannot be delivered is dropped, the
+next one is complete again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -71,7 +71,7 @@ class Reporter:
         return self._finish.is_set()
 
     def phase(self, phase: Phase, message: str | None = None, percent: int | None = None) -> None:
-        """A new phase, or the same one with a new message; a change of phase is always delivered."""
+        """A new phase, or the same one with a new message; where it changed, the next report is delivered for sure."""
         changed = phase is not self._fields["phase"]
         self._fields |= {"phase": phase, "message": message and message[:1024], "percent": percent}
         if changed:
@@ -170,11 +170,11 @@ class Reporter:
 
 
 class _Sender:
-    """A thread that posts reports. The newest unimportant one replaces those before it; important ones are sent in order."""
+    """A thread that posts reports: each is a whole snapshot, so that the newest replaces one that was not sent yet."""
 
     def __init__(self, intake: Intake, answered: Any) -> None:
         self._intake, self._answered = intake, answered
-        self._queue: deque[tuple[Report, bool]] = deque()
+        self._next: tuple[Report, bool] | None = None
         self._wake = threading.Condition()
         self._closing_at: float | None = None
         self._refused: str | None = None
@@ -183,13 +183,9 @@ class _Sender:
         self._thread.start()
 
     def put(self, report: Report, must: bool) -> None:
+        """`must`: it, or a newer one in its place, is tried until it is delivered, within limits."""
         with self._wake:
-            if self._queue and not self._queue[-1][1]:
-                self._queue.pop()
-            # Phases that flew by while the intake was away: the newest tell enough.
-            while len(self._queue) > 8:
-                self._queue.popleft()
-            self._queue.append((report, must))
+            self._next = report, must or (self._next is not None and self._next[1])
             self._wake.notify()
 
     def close(self, seconds: float) -> None:
@@ -202,9 +198,9 @@ class _Sender:
         last = 0.0
         while True:
             with self._wake:
-                while not self._queue and self._closing_at is None:
+                while self._next is None and self._closing_at is None:
                     self._wake.wait()
-                if not self._queue:
+                if self._next is None:
                     self._poster.close()
                     return
                 # Wait out the second before taking: what comes meanwhile replaces what nobody needs.
@@ -212,22 +208,27 @@ class _Sender:
                 if pause > 0:
                     self._wake.wait(pause)
                     continue
-                report, must = self._queue.popleft()
+                (report, must), self._next = self._next, None
             self._deliver(report, must)
             last = time.monotonic()
 
     def _deliver(self, report: Report, must: bool) -> None:
-        """Posts one report; an important one again and again for a while, as long as the intake does not refuse it."""
-        body = _body(report)
+        """Posts one report; an important one, or what is newer by then, again and again for a while, as long as the intake does not
+        refuse it."""
         until, pause = time.monotonic() + (RETRY_SECONDS if must else 0.0), 1.0
         while True:
-            retry = self._post(body)
+            retry = self._post(_body(report))
             closing = self._closing_at
             now = time.monotonic()
             if retry is None or now + pause >= (max(until, closing) if closing and report.result else until):
                 return
             time.sleep(max(pause, retry))
             pause = min(pause * 2, 8.0)
+            with self._wake:
+                newer, self._next = self._next, None
+            if newer is not None:
+                report, must = newer
+                until = max(until, time.monotonic() + (RETRY_SECONDS if must else 0.0))
 
     def _post(self, body: bytes) -> float | None:
         """None when it was taken or refused for good, else the seconds after which it may be tried again."""

@@ -108,7 +108,10 @@ class TrainingServiceSpec(Model):
     service_account_name: DNSSubdomain | None = Field(
         default=None, description="Service account of the pods; default: default."
     )
-    cache: Cache = Field(default_factory=Cache, description="Where downloaded data is kept between executions. What was not used for longest goes where the disk is full.")
+    cache: Cache = Field(
+        default_factory=Cache,
+        description="Where downloaded data is kept between executions. What was not used for longest goes where the disk is full.",
+    )
     weights_uri: StorageURI | None = Field(default=None, alias="weightsURI", description="Folder of starting weights.")
     paused: bool = Field(default=False, description="No new execution starts; running ones go on.")
     reset: Annotated[int, Field(ge=0, le=1_000_000)] = Field(

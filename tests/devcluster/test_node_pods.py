@@ -248,7 +248,9 @@ def test_logs_are_followed_to_the_end_and_cut_to_the_last_lines(pods: Pods):
         pods.kubectl("logs", "q")
 
 
-@pytest.mark.skipif("KUBEBUILDER_ASSETS" in os.environ, reason="older API servers speak SPDY to kubelet; the node does not")
+@pytest.mark.skipif(
+    "KUBEBUILDER_ASSETS" in os.environ, reason="older API servers speak SPDY to kubelet; the node does not"
+)
 def test_a_command_is_executed_in_a_running_container(pods: Pods):
     pods.run("p", "echo inside > /tmp/note; sleep 1000", container={"env": [{"name": "COLOUR", "value": "blue"}]})
     pods.wait("p", "phase", "Running")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from trainyard_api.report import Phase
@@ -337,6 +337,7 @@ def test_whatever_happens(steps: list[tuple[int, int]]):
 @pytest.mark.training
 @pytest.mark.timeout(900)
 @given(st.integers(0, 2**32))
+@example(951759324)
 @settings(
     max_examples=TRUNKS, deadline=None, suppress_health_check=list(HealthCheck), phases=(Stage.explicit, Stage.generate)
 )

@@ -342,7 +342,8 @@ class World:
                 return self._hand_over(job, action)
             case LowerDeadline():
                 if (pod := self.pods.get(action.pod)) and pod.metadata.uid == action.uid:
-                    assert pod.active_deadline_seconds is None or action.seconds < pod.active_deadline_seconds
+                    if pod.active_deadline_seconds is not None and pod.active_deadline_seconds <= action.seconds:
+                        return False  # an old leader's: what has been lowered meanwhile is not raised
                     self.pods[action.pod] = replace(pod, active_deadline_seconds=action.seconds)
             case DeletePod():
                 if (pod := self.pods.get(action.pod)) and pod.metadata.uid == action.uid:

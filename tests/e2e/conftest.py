@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from realyard import BUCKET, NAMESPACE, Yard
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     values = VALUES | {
         "services": VALUES["services"]

@@ -11,6 +11,8 @@ from trainyard_trainer import lean_torch
 lean_torch.import_torch()
 before = set(sys.modules)
 assert not before & {lean_torch.META, *lean_torch.WITH_META, "cuda.bindings"}
+import trainyard_trainer.assemble, trainyard_trainer.detector, trainyard_trainer.publish
+assert not {"torchvision", "torch._dynamo", "onnx", "matplotlib", "sympy", lean_torch.META} & set(sys.modules)
 
 # In the order in which torch's compiler comes to it.
 import torch.utils._content_store as store

@@ -1,6 +1,5 @@
 """The detector's parts: overlaps, suppression, assignment, loss; and that a step never waits for the device."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -2,9 +2,10 @@
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from queue import Queue
 
@@ -59,10 +60,19 @@ def off(**strengths: int) -> Augmentation:
     return Augmentation.model_validate({"preset": "None", "offLastPercent": 0, **strengths})
 
 
+Make = Callable[..., TrainBatches]
+
+
 def batches(
     data: Prepared, augmentation: Augmentation, size: tuple[int, int] = (96, 96), batch: int = 8, **options
 ) -> TrainBatches:
     return TrainBatches(data, size=size, batch_size=batch, augmentation=augmentation, **options)
+
+
+@pytest.fixture(params=["picture by picture", "on the device"])
+def painted(request: pytest.FixtureRequest) -> Make:
+    """`batches` of either painter; that of the device shows on a CPU what it does."""
+    return batches if request.param == "picture by picture" else partial(batches, device=torch.device("cpu"))
 
 
 def bright(image: torch.Tensor) -> tuple[float, float, float, float]:
@@ -84,10 +94,10 @@ GEOMETRY = [
 
 @pytest.mark.parametrize("strengths", GEOMETRY, ids=lambda s: "+".join(s))
 @pytest.mark.parametrize("resize", list(Resize))
-def test_boxes_follow_the_pixels(data: Prepared, strengths: dict[str, int], resize: Resize):
+def test_boxes_follow_the_pixels(painted: Make, data: Prepared, strengths: dict[str, int], resize: Resize):
     checked = 0
     for step in range(3):
-        batch = batches(data, off(**strengths), resize=resize).batch(step, 100)
+        batch = painted(data, off(**strengths), resize=resize).batch(step, 100)
         for image, boxes, labels in zip(batch.images, batch.boxes, batch.labels, strict=True):
             for box in boxes[labels >= 0]:
                 seen = bright(image)
@@ -100,8 +110,8 @@ def test_boxes_follow_the_pixels(data: Prepared, strengths: dict[str, int], resi
 @pytest.mark.parametrize(
     "strengths", [{"rotate": 30}, {"shear": 15}, {"rotate": 10, "scale": 50, "translate": 10}], ids=str
 )
-def test_boxes_of_turned_pictures_enclose_the_pixels(data: Prepared, strengths: dict[str, int]):
-    for image, boxes, labels in _items(batches(data, off(**strengths)).batch(0, 100)):
+def test_boxes_of_turned_pictures_enclose_the_pixels(painted: Make, data: Prepared, strengths: dict[str, int]):
+    for image, boxes, labels in _items(painted(data, off(**strengths)).batch(0, 100)):
         for box in boxes[labels >= 0]:
             x1, y1, x2, y2 = bright(image)
             assert box[0] - 2 <= x1 <= box[0] + 12
@@ -110,8 +120,8 @@ def test_boxes_of_turned_pictures_enclose_the_pixels(data: Prepared, strengths: 
             assert box[3] - 12 <= y2 <= box[3] + 2
 
 
-def test_a_mosaic_shows_parts_of_four_pictures_with_their_boxes(data: Prepared):
-    batch = batches(data, off(mosaic=100)).batch(0, 100)
+def test_a_mosaic_shows_parts_of_four_pictures_with_their_boxes(painted: Make, data: Prepared):
+    batch = painted(data, off(mosaic=100)).batch(0, 100)
     counts = (batch.labels >= 0).sum(1)
     assert counts.max() >= 2
     for image, boxes, labels in _items(batch):
@@ -130,25 +140,25 @@ ALL_ON = off(
 )  # fmt: skip
 
 
-def test_a_batch_is_a_pure_function_of_seed_and_step(data: Prepared):
-    one, two = batches(data, ALL_ON, seed=3), batches(data, ALL_ON, seed=3)
+def test_a_batch_is_a_pure_function_of_seed_and_step(painted: Make, data: Prepared):
+    one, two = painted(data, ALL_ON, seed=3), painted(data, ALL_ON, seed=3)
     for step in (0, 7):
         two.batch(step + 1, 100)
         a, b = one.batch(step, 100), two.batch(step, 100)
         for name in ("images", "boxes", "labels", "difficult"):
             assert torch.equal(getattr(a, name), getattr(b, name))
-    assert not torch.equal(one.batch(0, 100).images, batches(data, ALL_ON, seed=4).batch(0, 100).images)
+    assert not torch.equal(one.batch(0, 100).images, painted(data, ALL_ON, seed=4).batch(0, 100).images)
 
 
-def test_a_rank_gets_its_slice_of_the_global_batch(data: Prepared):
-    source = batches(data, ALL_ON)
+def test_a_rank_gets_its_slice_of_the_global_batch(painted: Make, data: Prepared):
+    source = painted(data, ALL_ON)
     whole, part = source.batch(5, 100), source.batch(5, 100, start=4, stop=8)
     assert torch.equal(whole.images[4:], part.images)
     assert whole.records[4:] == part.records
 
 
-def test_with_everything_on_tensors_are_as_promised(data: Prepared):
-    batch = batches(data, ALL_ON, size=(96, 64)).batch(0, 100)
+def test_with_everything_on_tensors_are_as_promised(painted: Make, data: Prepared):
+    batch = painted(data, ALL_ON, size=(96, 64)).batch(0, 100)
     assert batch.images.shape == (8, 3, 64, 96)
     assert batch.images.dtype == torch.float32
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -177,9 +187,9 @@ def test_a_batch_may_be_larger_than_the_data(data: Prepared):
     assert [sample(0, k, 3) for k in range(6)] != [0, 1, 2, 0, 1, 2]
 
 
-def test_nothing_is_augmented_in_the_last_part_of_the_steps(data: Prepared):
-    source = batches(data, ALL_ON.model_copy(update={"off_last_percent": 15}))
-    plain = batches(data, off())
+def test_nothing_is_augmented_in_the_last_part_of_the_steps(painted: Make, data: Prepared):
+    source = painted(data, ALL_ON.model_copy(update={"off_last_percent": 15}))
+    plain = painted(data, off())
     assert torch.equal(source.batch(85, 100).images, plain.batch(85, 100).images)
     assert not torch.equal(source.batch(84, 100).images, plain.batch(84, 100).images)
 
@@ -192,11 +202,11 @@ def test_the_input_size_varies_in_whole_strides_when_asked(data: Prepared):
     assert source.batch(0, 100).images.shape[2:] == source.size_of(0)[::-1]
 
 
-def test_colours_move_as_asked(data: Prepared):
-    plain = batches(data, off()).batch(0, 100).images
+def test_colours_move_as_asked(painted: Make, data: Prepared):
+    plain = painted(data, off()).batch(0, 100).images
     for name in ("brightness", "contrast", "gamma", "saturation", "hue", "blur", "noise", "jpeg"):
         strength = {"hue": 50, "blur": 30}.get(name, 60)
-        moved = batches(data, off(**{name: strength})).batch(0, 100).images
+        moved = painted(data, off(**{name: strength})).batch(0, 100).images
         change = float((moved - plain).abs().mean())
         # The pictures are grey: turning hues leaves them as they are.
         assert change < 0.01 if name in ("hue", "saturation") else change > 0.0005, name
@@ -214,8 +224,8 @@ def test_neutral_colours_change_nothing():
     assert torch.allclose(doubled, (2 * expected).clamp(0, 1), atol=1e-5)
 
 
-def test_an_erased_or_covered_object_loses_its_box(data: Prepared):
-    source = batches(data, off(erase=100, cutmix=100), batch=16)
+def test_an_erased_or_covered_object_loses_its_box(painted: Make, data: Prepared):
+    source = painted(data, off(erase=100, cutmix=100), batch=16)
     for step in range(4):
         for image, boxes, labels in _items(source.batch(step, 100)):
             for x1, y1, x2, y2 in boxes[labels >= 0].round().int().tolist():

@@ -101,7 +101,7 @@ def _work(
     images = len(prepared.of(Side.TRAIN))
     train = TrainBatches(
         prepared, size=size, batch_size=batch_size, seed=training.seed, augmentation=spec.augmentation, resize=resize,
-        multi_scale=training.multi_scale_percent / 100,
+        multi_scale=training.multi_scale_percent / 100, device=device if painted_on(device, prepared) else None,
     )  # fmt: skip
     validation = EvalBatches(prepared, Side.VALIDATION, size=size, batch_size=8, resize=resize)
 
@@ -149,6 +149,15 @@ def _work(
         stop=attempt.stop,
         deadline=attempt.deadline,
     )
+
+
+def painted_on(device: torch.device, prepared: Prepared) -> bool:
+    """Whether the pictures move to the device and are augmented there: a CPU prepares fewer than a GPU trains on."""
+    if device.type != "cuda":
+        return False
+    from trainyard_trainer.device_paint import fits
+
+    return fits(prepared.pixels, torch.cuda.mem_get_info(device)[0])
 
 
 def _batch_size(spec: RunSpec, device: torch.device, place: Place) -> int:

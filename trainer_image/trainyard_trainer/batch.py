@@ -36,10 +36,10 @@ class Batch:
         return len(self.records)
 
     def pinned(self) -> "Batch":
-        """The same batch in memory from which copies to a GPU need not wait."""
+        """The same batch in memory from which copies to a GPU need not wait; images that are on one stay there."""
         return replace(
             self,
-            images=self.images.pin_memory(),
+            images=self.images if self.images.is_cuda else self.images.pin_memory(),
             boxes=self.boxes.pin_memory(),
             labels=self.labels.pin_memory(),
             difficult=self.difficult.pin_memory(),

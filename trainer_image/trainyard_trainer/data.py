@@ -34,7 +34,8 @@ class TrainBatches:
     """Augmented batches of the training side.
 
     `multi_scale` is the share by which the input's size varies from step to step. `start` and `stop` of `batch` are for one rank's
-    slice of the global batch: every rank gets the same images as one process would.
+    slice of the global batch: every rank gets the same images as one process would. With `device` the pictures are moved there and
+    images are painted there; they differ from those of the CPU by what another way to resize makes.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class TrainBatches:
         augmentation: Augmentation | None = None,
         resize: Resize = Resize.LETTERBOX,
         multi_scale: float = 0.0,
+        device: torch.device | None = None,
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self._augmentation = augmentation or Augmentation()
         self._strengths = _strengths(self._augmentation, prepared.dataset.task)
         self._resize, self._multi_scale = resize, multi_scale
         self._members = prepared.of(Side.TRAIN)
-        self._images = _Images(prepared)
+        self._images = _Images(prepared, device)
 
     def __len__(self) -> int:
         """Images of the training side; an epoch."""
@@ -206,32 +208,42 @@ def _strengths(augmentation: Augmentation, task: Task) -> Strengths:
 class _Images:
     """Pictures and objects of all records, ready to be painted."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, device: torch.device | None = None) -> None:
         self._pixels = prepared.pixels
         dataset = prepared.dataset
         self._truth = [truth(record, dataset.labels) for record in dataset.records]
         self._answers = None if dataset.task is Task.DETECTION else answers(dataset.records, dataset.labels)
         self.sizes = [(record.width, record.height) for record in prepared.dataset.records]
+        self._on_device = None
+        if device is not None:
+            from trainyard_trainer.device_paint import DevicePictures
+
+            self._on_device = DevicePictures(self._pixels, self.sizes, device)
 
     def boxes_of(self, record: int) -> np.ndarray:
         return self._truth[record][0]
 
     def batch(self, canvases: Sequence[Canvas], size: Size, placed: bool = False) -> Batch:
-        width, height = size
-        images = np.empty((len(canvases), height, width, 3), np.uint8)
         found: list[Truth] = []
         placements = []
-        for canvas, image in zip(canvases, images, strict=True):
-            applied = paint(canvas, self._pixels.image, self.sizes, image)
-            objects = place_boxes(canvas, applied, self._truth.__getitem__)
-            if canvas.blend is not None:
-                objects = self._mix(canvas, image, objects)
-            found.append(objects)
-            matrix = applied[0]
-            placements.append([matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]])
+        if self._on_device is not None:
+            images = self._on_device.paint(canvases, size)
+            found = [self._objects(canvas) for canvas in canvases]
+        else:
+            width, height = size
+            painted = np.empty((len(canvases), height, width, 3), np.uint8)
+            for canvas, image in zip(canvases, painted, strict=True):
+                applied = paint(canvas, self._pixels.image, self.sizes, image)
+                objects = place_boxes(canvas, applied, self._truth.__getitem__)
+                if canvas.blend is not None:
+                    objects = self._mix(canvas, image, objects)
+                found.append(objects)
+                matrix = applied[0]
+                placements.append([matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]])
+            images = colours(painted, canvases)
         boxes, labels, difficult = _padded(found)
         return Batch(
-            images=colours(images, canvases),
+            images=images,
             boxes=boxes,
             labels=labels,
             difficult=difficult,
@@ -251,7 +263,16 @@ class _Images:
         mixed *= canvas.keep
         mixed += (1 - canvas.keep) * other
         image[:] = mixed
-        return tuple(np.concatenate(parts) for parts in zip(objects, theirs, strict=True))  # type: ignore[return-value]
+        return _both(objects, theirs)
+
+    def _objects(self, canvas: Canvas) -> Truth:
+        """What can be seen of a canvas whose matrices are applied as they are."""
+        objects = place_boxes(canvas, [tile.matrix for tile in canvas.tiles], self._truth.__getitem__)
+        return objects if canvas.blend is None else _both(objects, self._objects(canvas.blend))
+
+
+def _both(one: Truth, other: Truth) -> Truth:
+    return tuple(np.concatenate(parts) for parts in zip(one, other, strict=True))  # type: ignore[return-value]
 
 
 def _padded(found: Sequence[Truth]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

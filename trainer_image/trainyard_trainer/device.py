@@ -48,7 +48,8 @@ def _node() -> str:
 class OnDevice:
     """Batches on a GPU: pinned buffers in turn and a stream of their own for the copies, so that neither waits for the training.
 
-    `make(step, steps)` gives the batch on the CPU. Called from the threads that make batches ahead.
+    `make(step, steps)` gives the batch on the CPU, or with its images painted on the GPU, on that stream. Called from the threads that
+    make batches ahead.
     """
 
     def __init__(self, make: Callable[[int, int], Batch], device: torch.device) -> None:
@@ -58,8 +59,8 @@ class OnDevice:
         self._kept: list[tuple[Batch, torch.cuda.Event]] = []
 
     def __call__(self, step: int, steps: int) -> Batch:
-        pinned = self._make(step, steps).pinned()
         with torch.cuda.stream(self._stream):
+            pinned = self._make(step, steps).pinned()
             moved = pinned.to(self._device)
             copied = torch.cuda.Event()
             copied.record()

@@ -156,7 +156,7 @@ def _on_floats(image: Tensor, colour: Colour, offset: int) -> None:
         across = F.conv2d(padded, kernel[:, None, None, :], groups=3)
         image.copy_(F.conv2d(across, kernel[:, None, :, None], groups=3)[0])
     if colour.noise > 0:
-        bank = _noise()
+        bank = noise_bank()
         start = offset % (len(bank) - image.numel()) if len(bank) > image.numel() else 0
         drawn = bank[start : start + image.numel()]
         if len(drawn) < image.numel():
@@ -165,7 +165,7 @@ def _on_floats(image: Tensor, colour: Colour, offset: int) -> None:
 
 
 @lru_cache(1)
-def _noise() -> Tensor:
+def noise_bank() -> Tensor:
     """Standard normal numbers, drawn once: a draw for every image would cost more than all else."""
     return torch.randn(1 << 21, generator=torch.Generator().manual_seed(0))
 

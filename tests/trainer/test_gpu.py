@@ -9,9 +9,13 @@ from torch import nn
 from trainyard_api.report import Outcome
 from trainyard_trainer.assemble import uncompiled
 from trainyard_trainer.batch import Batch
+from trainyard_trainer.data import TrainBatches
 from trainyard_trainer.device import OnDevice
+from trainyard_trainer.prepare import Prepared
 
+from tests.trainer.test_data import ALL_ON
 from tests.trainer.test_detector import a_batch
+from tests.trainer.test_device_paint import data as shapes  # noqa: F401 a fixture
 from tests.trainer.test_loop import Run, data, prepared  # noqa: F401 fixtures
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -58,3 +62,22 @@ def test_batches_copied_on_a_stream_of_their_own_are_the_same() -> None:
     for batch, moved in zip(batches, made, strict=True):
         assert torch.equal(batch.images, moved.images.cpu())
         assert torch.equal(batch.boxes, moved.boxes.cpu())
+
+
+@gpu
+def test_pictures_are_painted_on_the_gpu_without_a_wait_and_as_on_the_cpu(shapes: Prepared) -> None:  # noqa: F811
+    device = torch.device("cuda", 0)
+    on_gpu, on_cpu = (
+        TrainBatches(shapes, size=(160, 160), batch_size=8, augmentation=ALL_ON, device=place)
+        for place in (device, torch.device("cpu"))
+    )
+    painted = OnDevice(on_gpu.batch, device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = [painted(step, 100).to(device) for step in range(3)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for step, batch in enumerate(batches):
+        expected = on_cpu.batch(step, 100)
+        assert (batch.images.cpu() - expected.images).abs().mean() < 2e-3
+        assert torch.equal(batch.boxes.cpu(), expected.boxes)

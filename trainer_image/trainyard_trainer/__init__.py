@@ -3,7 +3,8 @@
 In reading order: `errors` (one class per exit code), `records` (what a dataset is once it was read), `store` (S3 and `file://`),
 `prepare` (fetch, check, split: the data of an attempt in one call), below it `fetch`, `voc` (zip or folder to records, with
 `voc_source`, `voc_xml`, `voc_json`, `voc_image`, `voc_boxes`, `report_data`), `split`, `pixels` (the decoded images in memory);
-then `batch`, `data` and `augment` (batches for the loop). `synth` makes small datasets. Only `batch`, `data` and `augment` need torch.
+then `batch`, `data`, `augment` (what is drawn), `paint` and, on a GPU, `device_paint` (batches for the loop). `synth` makes small datasets.
+Only `batch`, `data` and the painters need torch.
 
 What comes out: `report` (told while it runs, by `poster`), `mirror` (log, metrics and TensorBoard's `events` on storage), `export` and `publish` (the
 version), `runreport` (the page, made of `page`, `boxpage`, `secondlook`, `charts` and `markup`), `versions` and `library` (what is on

@@ -99,9 +99,10 @@ def _work(
     architecture = ARCHITECTURES[spec.architecture]
     records, labels, resize = prepared.dataset.records, prepared.dataset.labels, spec.dataset.resize
     images = len(prepared.of(Side.TRAIN))
+    painted_on = device if _pictures_fit(device, prepared) else torch.device("cpu")
     train = TrainBatches(
         prepared, size=size, batch_size=batch_size, seed=training.seed, augmentation=spec.augmentation, resize=resize,
-        multi_scale=training.multi_scale_percent / 100, device=device if painted_on(device, prepared) else None,
+        multi_scale=training.multi_scale_percent / 100, device=None if painted_on.type == "cpu" else painted_on,
     )  # fmt: skip
     validation = EvalBatches(prepared, Side.VALIDATION, size=size, batch_size=8, resize=resize)
 
@@ -142,7 +143,7 @@ def _work(
         facts={
             "spec": checkpoint.spec_digest(spec),
             "data": prepared.dataset.digest,
-            "environment": checkpoint.environment(device, attempt.place.world),
+            "environment": checkpoint.environment(device, attempt.place.world) | {"augmented on": painted_on.type},
             "labels": list(labels),
             "architecture": spec.architecture,
         },
@@ -151,8 +152,8 @@ def _work(
     )
 
 
-def painted_on(device: torch.device, prepared: Prepared) -> bool:
-    """Whether the pictures move to the device and are augmented there: a CPU prepares fewer than a GPU trains on."""
+def _pictures_fit(device: torch.device, prepared: Prepared) -> bool:
+    """Whether the pictures move to a GPU and are augmented there: CPUs prepare fewer than it trains on."""
     if device.type != "cuda":
         return False
     from trainyard_trainer.device_paint import fits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainyard_trainer.augment import Canvas, Colour, Size, Tile, project
+from trainyard_trainer.augment import Canvas, Colour, Size
 from trainyard_trainer.paint import PAD, noise_bank
 from trainyard_trainer.pixels import PixelCache
 
@@ -33,21 +33,21 @@ CHROMINANCE = """
 
 def fits(kept: PixelCache, free: int) -> bool:
     """Whether pictures in all their sizes may lie on a device that has `free` bytes."""
-    return sum(w * h for of_one in _all_sizes(kept) for w, h in of_one) * 3 <= SHARE * free
+    return 3 * int(_all_sizes(kept).prod(2).sum()) <= SHARE * free
 
 
 class DevicePictures:
     """The pictures of a cache in the memory of a device. `sizes` are width and height of the originals."""
 
     def __init__(self, kept: PixelCache, sizes: Sequence[Size], device: torch.device) -> None:
-        self._device, self._originals = device, sizes
+        self._device, self._originals = device, np.array(sizes, float)
         self._sizes = _all_sizes(kept)
-        lengths = np.array([[w * h * 3 for w, h in of_one] for of_one in self._sizes], np.int64).reshape(-1, LEVELS)
+        lengths = 3 * self._sizes.prod(2)
         self._starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
         self._pixels = torch.empty(int(lengths.sum()), dtype=torch.uint8, device=device)
         for index in range(len(kept)):
             picture = torch.from_numpy(kept.image(index).copy()).to(device).permute(2, 0, 1)[None].float()
-            for level, (width, height) in enumerate(self._sizes[index]):
+            for level, (width, height) in enumerate(self._sizes[index].tolist()):
                 if level:
                     picture = F.interpolate(picture, size=(height, width), mode="area")
                 start = int(self._starts[index, level])
@@ -81,14 +81,8 @@ class DevicePictures:
         def within(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
             return (x > x1) & (x < x2) & (y > y1) & (y < y2)
 
-        for number in range(max(len(canvas.tiles) for canvas in canvases)):
-            told = [self._numbers(canvas.tiles[number]) if number < len(canvas.tiles) else None for canvas in canvases]
-            # Of a canvas that has no such tile the window is empty.
-            start, stride = (
-                self._moved(np.array([of[part] if of else 1 for of in told], np.int64))[:, None, None]
-                for part in (0, 1)
-            )
-            numbers = self._moved(np.array([of[2] if of else np.zeros(18) for of in told], np.float32))
+        for place, numbers in zip(*map(self._moved, self._numbers(canvases)), strict=True):
+            start, stride = place[..., None, None].unbind(1)
             m = numbers[:, :9, None, None].unbind(1)
             left, top, right, bottom, *window, opaque = numbers[:, 9:, None, None].unbind(1)
             depth = m[6] * x + (m[7] * y + m[8])
@@ -116,33 +110,35 @@ class DevicePictures:
             images = torch.where(within(*rects)[..., None], float(PAD), images)
         return images
 
-    def _numbers(self, tile: Tile) -> tuple[int, int, list[float]]:
-        """Where the picture starts, the length of its rows, and the matrix from the canvas to it, what may be taken, the window, opaque."""
-        inverse = np.linalg.inv(tile.matrix)
-        x1, y1, x2, y2 = (float(int(side)) for side in tile.window)
-        original = np.array(self._originals[tile.record], float)
-        level, of_levels = 0, self._sizes[tile.record]
-        if x2 > x1 and y2 > y1:
-            x, y = (x1 + x2) / 2, (y1 + y2) / 2
-            here, right, below = project(inverse, np.array([[x, y], [x + 1, y], [x, y + 1]])) * (
-                of_levels[0] / original
-            )
-            step = max(np.hypot(*(right - here)), np.hypot(*(below - here)))
-            level = int(np.clip(np.round(np.log2(max(step, 1e-6))), 0, LEVELS - 1))
-        scale = np.array([*(of_levels[level] / original), 1.0])
-        width, height = of_levels[level]
-        source = (0.0, 0.0, width, height)
-        if tile.source is not None:
-            sx1, sy1, sx2, sy2 = np.array(tile.source) * np.tile(scale[:2], 2)
-            source = (
-                min(max(0, round(sx1)), width - 1),
-                min(max(0, round(sy1)), height - 1),
-                max(min(width, round(sx2)), 1),
-                max(min(height, round(sy2)), 1),
-            )
-        matrix = (inverse * scale[:, None]).ravel()
-        start = int(self._starts[tile.record, level])
-        return start, width, [*matrix, *source, x1, y1, x2, y2, float(tile.opaque)]
+    def _numbers(self, canvases: Sequence[Canvas]) -> tuple[np.ndarray, np.ndarray]:
+        """Of tile n of each canvas: where its picture starts and the length of its rows, `[n, batch, 2]`; and `[n, batch, 18]`: the
+        matrix from the canvas to the picture, what may be taken of it, the window, opaque. Where there is none the window is empty."""
+        most = max(len(canvas.tiles) for canvas in canvases)
+        places, numbers = np.ones((most, len(canvases), 2), np.int64), np.zeros((most, len(canvases), 18), np.float32)
+        at = [(number, row) for row, canvas in enumerate(canvases) for number in range(len(canvas.tiles))]
+        tiles = [tile for canvas in canvases for tile in canvas.tiles]
+        records = [tile.record for tile in tiles]
+        inverse = np.linalg.inv(np.stack([tile.matrix for tile in tiles]))
+        windows = np.trunc(np.array([tile.window for tile in tiles], float))
+        originals = self._originals[records]
+        # How far the neighbours of the window's middle lie apart in the picture tells which of its sizes will do.
+        middle = (windows[:, None, :2] + windows[:, None, 2:]) / 2 + np.array([[0, 0], [1, 0], [0, 1]])
+        seen = np.concatenate([middle, np.ones((len(tiles), 3, 1))], 2) @ inverse.transpose(0, 2, 1)
+        seen = seen[..., :2] / seen[..., 2:] * (self._sizes[records, 0] / originals)[:, None]
+        step = np.linalg.norm(seen[:, 1:] - seen[:, :1], axis=2).max(1)
+        level = np.clip(np.round(np.log2(np.maximum(step, 1.0))), 0, LEVELS - 1).astype(int)
+        sizes = self._sizes[records, level]
+        scale = sizes / originals
+        source = np.array(
+            [tile.source or (0, 0, *size) for tile, size in zip(tiles, originals, strict=True)]
+        ) * np.tile(scale, 2)
+        first = np.clip(np.round(source[:, :2]), 0, sizes - 1)
+        last = np.clip(np.round(source[:, 2:]), first + 1, sizes)
+        matrix = inverse * np.concatenate([scale, np.ones((len(tiles), 1))], 1)[:, :, None]
+        opaque = np.array([[tile.opaque] for tile in tiles], float)
+        places[tuple(zip(*at, strict=True))] = np.stack([self._starts[records, level], sizes[:, 0]], 1)
+        numbers[tuple(zip(*at, strict=True))] = np.concatenate([matrix.reshape(-1, 9), first, last, windows, opaque], 1)
+        return places, numbers
 
     def _colours(self, images: Tensor, colours: Sequence[Colour], canvases: Sequence[Canvas]) -> Tensor:
         """As `paint.colours`, from `[batch, height, width, 3]`."""
@@ -216,6 +212,7 @@ def _tables(base: str, strengths: Sequence[int]) -> np.ndarray:
     return np.clip((np.array(base.split(), float).reshape(8, 8) * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
-def _all_sizes(kept: PixelCache) -> list[list[Size]]:
-    """Width and height of each picture, as it is kept and halved, halved again, …"""
-    return [[(max(1, w >> level), max(1, h >> level)) for level in range(LEVELS)] for w, h in kept.sizes]
+def _all_sizes(kept: PixelCache) -> np.ndarray:
+    """Width and height of each picture as it is kept, halved, halved again, …: `[pictures, LEVELS, 2]` int64."""
+    sizes = np.array(kept.sizes, np.int64).reshape(-1, 1, 2)
+    return np.maximum(sizes >> np.arange(LEVELS)[:, None], 1)

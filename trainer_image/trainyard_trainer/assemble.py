@@ -99,10 +99,10 @@ def _work(
     architecture = ARCHITECTURES[spec.architecture]
     records, labels, resize = prepared.dataset.records, prepared.dataset.labels, spec.dataset.resize
     images = len(prepared.of(Side.TRAIN))
-    painted_on = device if _pictures_fit(device, prepared) else torch.device("cpu")
+    painted_on = device if _pictures_fit(device, prepared) else None
     train = TrainBatches(
         prepared, size=size, batch_size=batch_size, seed=training.seed, augmentation=spec.augmentation, resize=resize,
-        multi_scale=training.multi_scale_percent / 100, device=None if painted_on.type == "cpu" else painted_on,
+        multi_scale=training.multi_scale_percent / 100, device=painted_on,
     )  # fmt: skip
     validation = EvalBatches(prepared, Side.VALIDATION, size=size, batch_size=8, resize=resize)
 
@@ -143,7 +143,8 @@ def _work(
         facts={
             "spec": checkpoint.spec_digest(spec),
             "data": prepared.dataset.digest,
-            "environment": checkpoint.environment(device, attempt.place.world) | {"augmented on": painted_on.type},
+            "environment": checkpoint.environment(device, attempt.place.world)
+            | {"augmented on": painted_on.type if painted_on else "cpu"},
             "labels": list(labels),
             "architecture": spec.architecture,
         },

@@ -55,6 +55,8 @@ class OnDevice:
     def __init__(self, make: Callable[[int, int], Batch], device: torch.device) -> None:
         self._make, self._device = make, device
         self._stream = torch.cuda.Stream(device)
+        # Pictures from which batches are painted may still be on their way there.
+        self._stream.wait_stream(torch.cuda.current_stream(device))
         self._lock = threading.Lock()
         self._kept: list[tuple[Batch, torch.cuda.Event]] = []
 

@@ -1,8 +1,8 @@
 """`make bench-accuracy`: how good a model is after so many CPU-minutes, from scratch, over several seeds.
 
 CPU-minutes are user + system of the trainer's processes on one thread, from the first step to the last, evaluation included. A short
-training tells what a step costs; the number of steps follows from that, so that the machine's other work changes the time it takes
-and not the result. Scores are of validation and test together; the seed is that of the split, too.
+training tells what a step and an evaluation cost; the number of steps follows from that, so that the machine's other work changes
+the time it takes and not the result. Scores are of validation and test together; the seed is that of the split, too.
 
 BCCD is found by TRAINYARD_BCCD or beside the repository. The generated sets are of other kinds (larger pictures, one label, crowds,
 characters), made fresh: a recipe that is better on BCCD and worse on them is tuned to BCCD.
@@ -26,6 +26,7 @@ from trainyard_trainer.synth import Kind, write_zip
 
 ROOT = Path(__file__).parents[2]
 TRIAL_STEPS = 40
+EVALUATIONS = 10
 GENERATED: dict[str, dict[str, Any]] = {
     "large": {"images": 150, "size": (960, 720), "labels": 1, "objects": (1, 3)},
     "crowds": {"images": 150, "size": (640, 640), "labels": 3, "objects": (12, 25)},
@@ -41,6 +42,8 @@ class Outcome:
     map50: float
     map50_95: float
     cpu_minutes: float
+    evaluating: float
+    """CPU-minutes of those that went into evaluations."""
     steps: int
 
 
@@ -85,9 +88,9 @@ def row(data: str, minutes: float, path: Path, folder: Path, arguments: argparse
 
 
 def budgeted(path: Path, folder: Path, minutes: float, seed: int, arguments: argparse.Namespace) -> Outcome:
-    """A training of as many steps as fit into the CPU-minutes, by the cost of a short one with as many evaluations for its steps."""
+    """A training of as many steps as fit into the CPU-minutes beside the evaluations, by the cost of a short one with as many of them."""
     trial = trained(path, folder / "trial", TRIAL_STEPS, seed, arguments)
-    steps = max(1, int(TRIAL_STEPS * minutes / trial.cpu_minutes))
+    steps = max(1, int(TRIAL_STEPS * (minutes - trial.evaluating) / (trial.cpu_minutes - trial.evaluating)))
     return trained(path, folder / "whole", steps, seed, arguments)
 
 
@@ -96,8 +99,7 @@ def trained(path: Path, folder: Path, steps: int, seed: int, arguments: argparse
     spec = RunSpec.model_validate({
         "job": "accuracy", "namespace": "bench", "uid": "0" * 32, "architecture": arguments.architecture, "task": "Detection",
         "model": "accuracy", "dataset": {"sources": [{"uri": path.as_uri()}], "split": {"seed": seed}},
-        # Evaluations are a fixed part of the steps, so that the trial has the same share of them.
-        "training": {"steps": steps, "seed": seed, "evaluateEverySteps": max(1, steps // 10)} | arguments.training,
+        "training": {"steps": steps, "seed": seed, "evaluateEverySteps": -(-steps // EVALUATIONS)} | arguments.training,
         "augmentation": arguments.augmentation, "start": {"weights": "None"}, "outputURI": (folder / "output").as_uri(),
         "cachePath": str(folder / "cache"), "timeoutSeconds": 86_400,
     })  # fmt: skip
@@ -110,20 +112,24 @@ def trained(path: Path, folder: Path, steps: int, seed: int, arguments: argparse
     with subprocess.Popen(
         [sys.executable, "-m", "trainyard_trainer"], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
-        begun = ended = 0.0
+        begun = ended = evaluating = phase_began = 0.0
+        evaluates = False
         assert process.stdout is not None
-        for line in process.stdout:
-            told = json.loads(line)
-            if told["event"] == "phase" and told["phase"] == "Training" and not begun:
-                begun = cpu_seconds(process.pid)
+        for told in map(json.loads, process.stdout):
+            if told["event"] != "phase" or ended:
+                continue
+            now = cpu_seconds(process.pid)
+            begun = begun or (now if told["phase"] == "Training" else 0.0)
+            evaluating += now - phase_began if evaluates else 0.0
+            phase_began, evaluates = now, told["phase"] == "Evaluating"
             # The first one that says what it does: scoring what is published comes after the last step.
-            elif told["event"] == "phase" and told["phase"] == "Evaluating" and told.get("message") and not ended:
-                ended = cpu_seconds(process.pid)
+            if evaluates and told.get("message"):
+                ended = now
     if process.returncode:
         sys.exit(f"the training in {folder} ended with {process.returncode}")
     version = Path(spec.version_uri.removeprefix("file://"))
     scores = json.loads((version / "a1" / "metrics.json").read_text())["validationAndTest"]
-    return Outcome(scores["mAP50"], scores["mAP50_95"], (ended - begun) / 60, steps)
+    return Outcome(scores["mAP50"], scores["mAP50_95"], (ended - begun) / 60, evaluating / 60, steps)
 
 
 def cpu_seconds(pid: int) -> float:

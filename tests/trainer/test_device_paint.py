@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from trainyard_api.architectures import Task
 from trainyard_api.dataset import Dataset
 from trainyard_api.training import Augmentation
+from trainyard_trainer import device_paint
 from trainyard_trainer.data import TrainBatches
 from trainyard_trainer.device_paint import LEVELS, SHARE, fits
 from trainyard_trainer.paint import noise_bank
@@ -67,6 +68,15 @@ def test_both_painters_paint_the_same(data: Prepared, augmentation: Augmentation
 def test_pictures_that_get_much_smaller_do_not_alias(data: Prepared) -> None:
     one, other = both(data, off(), size=32)
     assert (one.images - other.images).abs().mean() < 0.02
+
+
+def test_large_batches_are_painted_in_parts(data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = TrainBatches(data, size=(160, 160), batch_size=8, augmentation=ALL_ON, device=CPU)
+    whole = source.batch(1, 100)
+    monkeypatch.setattr(device_paint, "PIXELS_AT_ONCE", 3 * 160 * 160)
+    parts = source.batch(1, 100)
+    assert torch.equal(parts.images, whole.images)
+    assert parts.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_quarter_of_what_is_free_may_be_taken(data: Prepared) -> None:

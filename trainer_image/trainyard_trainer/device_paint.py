@@ -20,6 +20,8 @@ from trainyard_trainer.pixels import PixelCache
 SHARE = 0.25
 """Of the device's free memory that the pictures may take."""
 LEVELS = 4
+PIXELS_AT_ONCE = 1 << 22
+"""Each takes about a hundred bytes while it is painted."""
 LEAST_BLUR, LEAST_JPEG = 0.2, 5
 UNTOUCHED = Colour(np.eye(3))
 LUMINANCE = """
@@ -42,21 +44,26 @@ class DevicePictures:
     def __init__(self, kept: PixelCache, sizes: Sequence[Size], device: torch.device) -> None:
         self._device, self._originals = device, np.array(sizes, float)
         self._sizes = _all_sizes(kept)
-        lengths = 3 * self._sizes.prod(2)
+        lengths = self._sizes.prod(2)
         self._starts = (np.cumsum(lengths) - lengths.ravel()).reshape(lengths.shape)
-        self._pixels = torch.empty(int(lengths.sum()), dtype=torch.uint8, device=device)
+        self._pixels = torch.empty(int(lengths.sum()), 3, dtype=torch.uint8, device=device)
         for index in range(len(kept)):
             picture = torch.from_numpy(kept.image(index).copy()).to(device).permute(2, 0, 1)[None].float()
             for level, (width, height) in enumerate(self._sizes[index].tolist()):
                 if level:
                     picture = F.interpolate(picture, size=(height, width), mode="area")
                 start = int(self._starts[index, level])
-                flat = picture[0].permute(1, 2, 0).reshape(-1).round().to(torch.uint8)
-                self._pixels[start : start + len(flat)] = flat
+                self._pixels[start : start + width * height] = picture[0].flatten(1).T.round().to(torch.uint8)
         self._noise = noise_bank().to(device)
 
     def paint(self, canvases: Sequence[Canvas], size: Size) -> Tensor:
         """`[batch, 3, height, width]` float on the device, 0 to 1, channels last in memory; `size` is width and height."""
+        some = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+        return torch.cat(
+            [self._painted(canvases[start : start + some], size) for start in range(0, len(canvases), some)]
+        )
+
+    def _painted(self, canvases: Sequence[Canvas], size: Size) -> Tensor:
         images = self._tiles(canvases, size)
         mixed = [(row, canvas) for row, canvas in enumerate(canvases) if canvas.blend is not None]
         if mixed:
@@ -76,7 +83,6 @@ class DevicePictures:
         images = torch.full((len(canvases), height, width, 3), float(PAD), device=self._device)
         x = torch.arange(width, device=self._device) + 0.5
         y = (torch.arange(height, device=self._device) + 0.5)[:, None]
-        channels = torch.arange(3, device=self._device)
 
         def within(x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor) -> Tensor:
             return (x > x1) & (x < x2) & (y > y1) & (y < y2)
@@ -95,8 +101,7 @@ class DevicePictures:
             u1, v1 = torch.minimum(u0 + 1, right - 1).clamp_min(0), torch.minimum(v0 + 1, bottom - 1).clamp_min(0)
 
             def at(column: Tensor, row: Tensor, start: Tensor = start, stride: Tensor = stride) -> Tensor:
-                place = start + (row.clamp_min(0).long() * stride + column.clamp_min(0).long()) * 3
-                return self._pixels[place[..., None] + channels].float()
+                return self._pixels[start + row.clamp_min(0).long() * stride + column.clamp_min(0).long()].float()
 
             across, down = (u - u0)[..., None], (v - v0)[..., None]
             drawn = torch.lerp(

@@ -1,6 +1,6 @@
 """`make bench-data`: what one image costs on its way into a batch, on one CPU thread.
 
-Prints a table and, as its last line, one JSON object. Times are CPU time of this process, the median over batches, so that other
+Prints a table and, as its last line, one JSON object; with a GPU also what is left to the CPU when that augments. Times are CPU time of this process, the median over batches, so that other
 work on the machine disturbs little. Data: TRAINYARD_BCCD or `../shared/datasets/bccd.zip` when there, else generated shapes.
 """
 
@@ -45,6 +45,8 @@ def main() -> None:
         "default": _batches(prepared, Augmentation()),
         "strong": _batches(prepared, Augmentation.model_validate({"preset": "Strong"})),
     }
+    if torch.cuda.is_available():
+        rows["default, by a GPU"] = _batches(prepared, Augmentation(), torch.device("cuda"))
     validation = EvalBatches(prepared, Side.TRAIN, size=SIZE, batch_size=BATCH)
     rows["validation"] = _median(lambda i: validation.batch(i % (len(validation) - 1)))
     print(
@@ -82,8 +84,8 @@ def _prepare(uri: str, folder: Path) -> tuple[Prepared, dict[str, float]]:
     return prepared, {"read and check": 1000 * (read - start) / count, "decode": 1000 * (decoded - read) / count}
 
 
-def _batches(prepared: Prepared, augmentation: Augmentation) -> float:
-    source = TrainBatches(prepared, size=SIZE, batch_size=BATCH, augmentation=augmentation)
+def _batches(prepared: Prepared, augmentation: Augmentation, device: torch.device | None = None) -> float:
+    source = TrainBatches(prepared, size=SIZE, batch_size=BATCH, augmentation=augmentation, device=device)
     return _median(lambda step: source.batch(step, 10 * BATCHES))
 
 

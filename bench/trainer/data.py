@@ -1,7 +1,8 @@
 """`make bench-data`: what one image costs on its way into a batch, on one CPU thread.
 
-Prints a table and, as its last line, one JSON object; with a GPU also what is left to the CPU when that augments. Times are CPU time of this process, the median over batches, so that other
-work on the machine disturbs little. Data: TRAINYARD_BCCD or `../shared/datasets/bccd.zip` when there, else generated shapes.
+Prints a table and, as its last line, one JSON object; with a GPU also what is left to the CPU when that augments. Times are CPU time of
+this process, the median over batches, so that other work on the machine disturbs little. Data: TRAINYARD_BCCD or
+`../shared/datasets/bccd.zip` when there, else generated shapes.
 """
 
 from __future__ import annotations

@@ -81,6 +81,14 @@ class Yard:
         """An object of one of our kinds."""
         return self.client.get(plural, name)
 
+    def version_in(self, name: str, state: str, seconds: float = 30.0) -> Object:
+        """The version once it is in `state`: it is written after the job's own."""
+        deadline = time.monotonic() + seconds
+        while (version := self.object("modelversions", name)).get("status", {}).get("state") != state:
+            assert time.monotonic() < deadline, f"version {name} is {json.dumps(version.get('status'), indent=1)}"
+            time.sleep(0.2)
+        return version
+
     def children(self, plural: str, job: str) -> list[Object]:
         """Pods or batch/v1 Jobs of a job, by label."""
         return self.labelled(plural, f"trainyard.dev/job={job}")

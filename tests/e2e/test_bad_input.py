@@ -129,7 +129,7 @@ def test_bad_input_is_said_in_a_sentence_and_not_tried_again(jobs: Yard, name: s
     jobs.told(name, "Failed")
     # Nothing is left behind: no pod runs, no version is half written.
     assert [pod["status"]["phase"] for pod in jobs.children("pods", name)] == ["Failed"]
-    assert jobs.object("modelversions", f"{name}-v1")["status"]["state"] == "Failed"
+    jobs.version_in(f"{name}-v1", "Failed")
     assert not [key for key in jobs.keys(f"models/{name}/v1/") if key]
 
 

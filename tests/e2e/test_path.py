@@ -51,7 +51,7 @@ def test_the_service_was_made_with_the_charts_defaults(yard: Yard, trained: dict
 
 
 def test_the_version_is_ready_and_names_files_that_are_there(yard: Yard, trained: dict[str, Any]):
-    version = yard.object("modelversions", "plain-v1")
+    version = yard.version_in("plain-v1", "Ready")
     status = version["status"]
     assert status["state"] == "Ready"
     assert version["spec"]["jobName"] == "plain"
@@ -107,7 +107,7 @@ def test_a_stopped_job_goes_on_from_its_checkpoint(yard: Yard, shapes: bytes):
     assert stopped["state"] == "Stopped", stopped
     at = stopped["attempts"][-1]["checkpointStep"]
     assert at > 5
-    assert yard.object("modelversions", "paused-v1")["status"]["state"] == "Stopped"
+    yard.version_in("paused-v1", "Stopped")
     yard.edit("paused", suspend=False)
     yard.until("paused", "going on", lambda status: status.get("state") not in FINAL)
     status = yard.finished("paused")
@@ -189,7 +189,7 @@ def test_a_rerun_makes_the_next_version(yard: Yard, trained: dict[str, Any]):
     yard.edit("plain", rerun=1)
     status = yard.until("plain", "run again", lambda s: s.get("run") == 1 and s.get("state") in FINAL)
     assert (status["state"], status["version"]) == ("Succeeded", "plain-v2"), status.get("message")
-    assert yard.object("modelversions", "plain-v1")["status"]["state"] == "Ready"
+    yard.version_in("plain-v1", "Ready")
 
 
 @pytest.fixture(scope="module", autouse=True)

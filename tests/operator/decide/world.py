@@ -196,6 +196,10 @@ class World:
         """Decide on a snapshot, which may be an old one, and do what the plan says, as the shell does."""
         name = snapshot.job.metadata.name
         plan = lifecycle.decide_job(snapshot)
+        seen = {pod.metadata.name: pod.active_deadline_seconds for pod in snapshot.pods}
+        for action in plan.actions:
+            if isinstance(action, LowerDeadline):
+                assert (before := seen[action.pod]) is None or action.seconds < before, "a deadline that is not lowered"
         if crash_before == 0 or not self._patch(snapshot.job, plan.status):
             return plan
         self.notes += [(name, note) for note in plan.events]

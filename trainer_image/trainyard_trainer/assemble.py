@@ -11,7 +11,7 @@ from trainyard_api.architectures import ARCHITECTURES
 from trainyard_api.report import Phase
 from trainyard_api.run import RunSpec
 
-from trainyard_trainer import checkpoint, ranks, schedule
+from trainyard_trainer import checkpoint, device_paint, ranks, schedule
 from trainyard_trainer import device as devices
 from trainyard_trainer.batch import Batch
 from trainyard_trainer.data import Ahead, EvalBatches, TrainBatches
@@ -99,7 +99,9 @@ def _work(
     architecture = ARCHITECTURES[spec.architecture]
     records, labels, resize = prepared.dataset.records, prepared.dataset.labels, spec.dataset.resize
     images = len(prepared.of(Side.TRAIN))
-    painted_on = device if _pictures_fit(device, prepared) else None
+    # CPUs prepare fewer pictures than a GPU trains on.
+    moved = device.type == "cuda" and device_paint.fits(prepared.pixels, torch.cuda.mem_get_info(device)[0])
+    painted_on = device if moved else None
     train = TrainBatches(
         prepared, size=size, batch_size=batch_size, seed=training.seed, augmentation=spec.augmentation, resize=resize,
         multi_scale=training.multi_scale_percent / 100, device=painted_on,
@@ -143,23 +145,13 @@ def _work(
         facts={
             "spec": checkpoint.spec_digest(spec),
             "data": prepared.dataset.digest,
-            "environment": checkpoint.environment(device, attempt.place.world)
-            | {"augmented on": painted_on.type if painted_on else "cpu"},
+            "environment": checkpoint.environment(device, attempt.place.world, painted_on),
             "labels": list(labels),
             "architecture": spec.architecture,
         },
         stop=attempt.stop,
         deadline=attempt.deadline,
     )
-
-
-def _pictures_fit(device: torch.device, prepared: Prepared) -> bool:
-    """Whether the pictures move to a GPU and are augmented there: CPUs prepare fewer than it trains on."""
-    if device.type != "cuda":
-        return False
-    from trainyard_trainer.device_paint import fits
-
-    return fits(prepared.pixels, torch.cuda.mem_get_info(device)[0])
 
 
 def _batch_size(spec: RunSpec, device: torch.device, place: Place) -> int:

@@ -55,13 +55,14 @@ def spec_digest(spec: RunSpec) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def environment(device: torch.device, processes: int) -> dict[str, Any]:
+def environment(device: torch.device, processes: int, painted_on: torch.device | None) -> dict[str, Any]:
     """What the arithmetic depends on: the same everywhere means bitwise the same continuation."""
     return {
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "augmented on": painted_on.type if painted_on else "cpu",
     }
 
 

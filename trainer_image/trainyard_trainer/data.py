@@ -18,6 +18,7 @@ from trainyard_api.training import Augmentation
 from trainyard_trainer import augment
 from trainyard_trainer.augment import Canvas, Draw, Size, Strengths
 from trainyard_trainer.batch import Batch
+from trainyard_trainer.device_paint import DevicePictures
 from trainyard_trainer.image_metrics import answers
 from trainyard_trainer.paint import colours, paint, place_boxes
 from trainyard_trainer.prepare import Prepared
@@ -214,11 +215,7 @@ class _Images:
         self._truth = [truth(record, dataset.labels) for record in dataset.records]
         self._answers = None if dataset.task is Task.DETECTION else answers(dataset.records, dataset.labels)
         self.sizes = [(record.width, record.height) for record in prepared.dataset.records]
-        self._on_device = None
-        if device is not None:
-            from trainyard_trainer.device_paint import DevicePictures
-
-            self._on_device = DevicePictures(self._pixels, self.sizes, device)
+        self._on_device = None if device is None else DevicePictures(self._pixels, self.sizes, device)
 
     def boxes_of(self, record: int) -> np.ndarray:
         return self._truth[record][0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainyard_trainer.augment import Canvas, Colour, Size
-from trainyard_trainer.paint import PAD, noise_bank
+from trainyard_trainer.paint import LEAST_BLUR, LEAST_JPEG, PAD, blur_radius, jpeg_quality, noise_bank
 from trainyard_trainer.pixels import PixelCache
 
 SHARE = 0.25
@@ -22,7 +22,6 @@ SHARE = 0.25
 LEVELS = 4
 PIXELS_AT_ONCE = 1 << 22
 """Each takes about a hundred bytes while it is painted."""
-LEAST_BLUR, LEAST_JPEG = 0.2, 5
 UNTOUCHED = Colour(np.eye(3))
 LUMINANCE = """
     16 11 10 16  24  40  51  61   12 12 14 19  26  58  60  55   14 13 16 24  40  57  69  56   14 17 22 29  51  87  80  62
@@ -31,6 +30,7 @@ CHROMINANCE = """
     17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 99 99 99   47 66 99 99 99 99 99 99
     99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99"""
 """ITU-T T.81, tables K.1 and K.2."""
+QUANTISATION = [np.array(table.split(), float).reshape(8, 8) for table in (LUMINANCE, CHROMINANCE)]
 
 
 def fits(kept: PixelCache, free: int) -> bool:
@@ -55,6 +55,7 @@ class DevicePictures:
                 start = int(self._starts[index, level])
                 self._pixels[start : start + width * height] = picture[0].flatten(1).T.round().to(torch.uint8)
         self._noise = noise_bank().to(device)
+        self._cosine = torch.from_numpy(_cosine_transform()).to(device)
 
     def paint(self, canvases: Sequence[Canvas], size: Size) -> Tensor:
         """`[batch, 3, height, width]` float on the device, 0 to 1, channels last in memory; `size` is width and height."""
@@ -65,11 +66,12 @@ class DevicePictures:
 
     def _painted(self, canvases: Sequence[Canvas], size: Size) -> Tensor:
         images = self._tiles(canvases, size)
-        mixed = [(row, canvas) for row, canvas in enumerate(canvases) if canvas.blend is not None]
+        mixed = [(row, one.blend, one.keep) for row, one in enumerate(canvases) if one.blend is not None]
         if mixed:
-            others = self._tiles([canvas.blend for _, canvas in mixed if canvas.blend is not None], size)
-            rows = self._moved(np.array([row for row, _ in mixed]))
-            keep = self._moved(np.array([canvas.keep for _, canvas in mixed], np.float32))[:, None, None, None]
+            numbers, blends, shares = zip(*mixed, strict=True)
+            others = self._tiles(blends, size)
+            rows = self._moved(np.array(numbers))
+            keep = self._moved(np.array(shares, np.float32))[:, None, None, None]
             images = images.index_copy(0, rows, torch.lerp(others, images.index_select(0, rows), keep))
         return self._colours(images, [canvas.colour or UNTOUCHED for canvas in canvases], canvases)
 
@@ -98,10 +100,10 @@ class DevicePictures:
             u = torch.minimum(torch.maximum(u - 0.5, left), right - 1).nan_to_num()
             v = torch.minimum(torch.maximum(v - 0.5, top), bottom - 1).nan_to_num()
             u0, v0 = u.floor(), v.floor()
-            u1, v1 = torch.minimum(u0 + 1, right - 1).clamp_min(0), torch.minimum(v0 + 1, bottom - 1).clamp_min(0)
+            u1, v1 = torch.minimum(u0 + 1, right - 1), torch.minimum(v0 + 1, bottom - 1)
 
             def at(column: Tensor, row: Tensor, start: Tensor = start, stride: Tensor = stride) -> Tensor:
-                return self._pixels[start + row.clamp_min(0).long() * stride + column.clamp_min(0).long()].float()
+                return self._pixels[start + row.long() * stride + column.long()].float()
 
             across, down = (u - u0)[..., None], (v - v0)[..., None]
             drawn = torch.lerp(
@@ -117,10 +119,12 @@ class DevicePictures:
 
     def _numbers(self, canvases: Sequence[Canvas]) -> tuple[np.ndarray, np.ndarray]:
         """Of tile n of each canvas: where its picture starts and the length of its rows, `[n, batch, 2]`; and `[n, batch, 18]`: the
-        matrix from the canvas to the picture, what may be taken of it, the window, opaque. Where there is none the window is empty."""
+        matrix from the canvas to the picture, what may be taken of it, the window, opaque. Where there is none: one pixel, to be seen nowhere."""
         most = max(len(canvas.tiles) for canvas in canvases)
-        places, numbers = np.ones((most, len(canvases), 2), np.int64), np.zeros((most, len(canvases), 18), np.float32)
-        at = [(number, row) for row, canvas in enumerate(canvases) for number in range(len(canvas.tiles))]
+        places, numbers = np.zeros((most, len(canvases), 2), np.int64), np.zeros((most, len(canvases), 18), np.float32)
+        numbers[..., [8, 11, 12]] = 1
+        there = [(number, row) for row, canvas in enumerate(canvases) for number in range(len(canvas.tiles))]
+        at = tuple(zip(*there, strict=True))
         tiles = [tile for canvas in canvases for tile in canvas.tiles]
         records = [tile.record for tile in tiles]
         inverse = np.linalg.inv(np.stack([tile.matrix for tile in tiles]))
@@ -141,8 +145,8 @@ class DevicePictures:
         last = np.clip(np.round(source[:, 2:]), first + 1, sizes)
         matrix = inverse * np.concatenate([scale, np.ones((len(tiles), 1))], 1)[:, :, None]
         opaque = np.array([[tile.opaque] for tile in tiles], float)
-        places[tuple(zip(*at, strict=True))] = np.stack([self._starts[records, level], sizes[:, 0]], 1)
-        numbers[tuple(zip(*at, strict=True))] = np.concatenate([matrix.reshape(-1, 9), first, last, windows, opaque], 1)
+        places[at] = np.stack([self._starts[records, level], sizes[:, 0]], 1)
+        numbers[at] = np.concatenate([matrix.reshape(-1, 9), first, last, windows, opaque], 1)
         return places, numbers
 
     def _colours(self, images: Tensor, colours: Sequence[Colour], canvases: Sequence[Canvas]) -> Tensor:
@@ -172,11 +176,11 @@ class DevicePictures:
         return images.contiguous(memory_format=torch.channels_last)
 
     def _blurred(self, images: Tensor, sigmas: Sequence[float]) -> Tensor:
-        radius = max(max(1, round(2.5 * sigma)) for sigma in sigmas)
+        radius = max(map(blur_radius, sigmas))
         x = np.arange(-radius, radius + 1)
         kernels = np.zeros((len(sigmas), len(x)), np.float32)
         for kernel, sigma in zip(kernels, sigmas, strict=True):
-            reach = max(1, round(2.5 * sigma)) if sigma >= LEAST_BLUR else 0
+            reach = blur_radius(sigma) if sigma >= LEAST_BLUR else 0
             kernel[:] = (abs(x) <= reach) * np.exp(-(x**2) / (2 * max(sigma, LEAST_BLUR) ** 2))
         kernels /= kernels.sum(1, keepdims=True)
         weight = self._moved(np.repeat(kernels, 3, 0))
@@ -192,29 +196,34 @@ class DevicePictures:
         red, green, blue = planes.unbind(1)
         luminance = 0.299 * red + 0.587 * green + 0.114 * blue
         chroma = F.avg_pool2d(torch.stack([0.564 * (blue - luminance), 0.713 * (red - luminance)], 1), 2)
-        coarse = [_tables(LUMINANCE, strengths), _tables(CHROMINANCE, strengths)]
-        light = self._quantised(luminance[:, None] - 128, coarse[0])[:, 0] + 128
-        cb, cr = F.interpolate(self._quantised(chroma, coarse[1]), scale_factor=2.0).unbind(1)
+        fine, coarse = (_scaled(table, strengths) for table in QUANTISATION)
+        light = self._quantised(luminance[:, None] - 128, fine)[:, 0] + 128
+        cb, cr = F.interpolate(self._quantised(chroma, coarse), scale_factor=2.0).unbind(1)
         back = torch.stack([light + 1.403 * cr, light - 0.344 * cb - 0.714 * cr, light + 1.773 * cb], -1)
         lossy = self._moved(np.array([strength >= LEAST_JPEG for strength in strengths]))[:, None, None, None]
         return torch.where(lossy, back[:, :height, :width].clamp(0, 255), images)
 
     def _quantised(self, planes: Tensor, tables: np.ndarray) -> Tensor:
         """Planes `[batch, n, height, width]` by blocks of 8x8 through the cosine transform, rounded to multiples of `[batch, 8, 8]`."""
-        k = np.arange(8)
-        basis = np.cos((2 * k[None] + 1) * k[:, None] * np.pi / 16) * np.where(k[:, None], 0.5, np.sqrt(1 / 8))
-        cosine, step = self._moved(basis.astype(np.float32)), self._moved(tables)[:, None, None, None]
+        cosine, step = self._cosine, self._moved(tables)[:, None, None, None]
         batch, count, height, width = planes.shape
         blocks = planes.reshape(batch, count, height // 8, 8, width // 8, 8).transpose(3, 4)
         rounded = ((cosine @ blocks @ cosine.T) / step).round() * step
         return (cosine.T @ rounded @ cosine).transpose(3, 4).reshape(planes.shape)
 
 
-def _tables(base: str, strengths: Sequence[int]) -> np.ndarray:
+def _cosine_transform() -> np.ndarray:
+    """The discrete cosine transform of eight values, `[8, 8]`."""
+    k = np.arange(8)
+    basis = np.cos((2 * k[None] + 1) * k[:, None] * np.pi / 16) * np.where(k[:, None], 0.5, np.sqrt(1 / 8))
+    return basis.astype(np.float32)
+
+
+def _scaled(table: np.ndarray, strengths: Sequence[int]) -> np.ndarray:
     """Quantisation `[batch, 8, 8]` by quality, as libjpeg scales it."""
-    quality = np.array([min(100, max(5, 100 - strength)) for strength in strengths])
+    quality = np.array([jpeg_quality(strength) for strength in strengths])
     scale = np.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
-    return np.clip((np.array(base.split(), float).reshape(8, 8) * scale + 50) // 100, 1, 255).astype(np.float32)
+    return np.clip((table * scale + 50) // 100, 1, 255).astype(np.float32)
 
 
 def _all_sizes(kept: PixelCache) -> np.ndarray:

@@ -25,6 +25,9 @@ LEAST_VISIBLE = 0.2
 LEAST_SIDE = 2.0
 """Pixels; smaller boxes are dropped."""
 
+LEAST_BLUR, LEAST_JPEG = 0.2, 5
+"""Less is not to be seen."""
+
 Pixels = Callable[[int], np.ndarray]
 """Pixels `[height, width, 3]` of a record, perhaps smaller than the original."""
 
@@ -139,16 +142,16 @@ def _on_bytes(image: np.ndarray, colour: Colour) -> None:
     if colour.gamma != 1.0:
         table = np.round(255 * (np.arange(256) / 255) ** colour.gamma).astype(np.uint8)
         np.take(table, image, out=image)
-    if colour.jpeg >= 5:
+    if colour.jpeg >= LEAST_JPEG:
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=max(5, 100 - colour.jpeg))
+        Image.fromarray(image).save(buffer, "JPEG", quality=jpeg_quality(colour.jpeg))
         image[:] = np.asarray(Image.open(buffer))
 
 
 def _on_floats(image: Tensor, colour: Colour, offset: int) -> None:
     """Blur and noise of one image `[3, height, width]`, in place."""
-    if colour.blur >= 0.2:
-        radius = max(1, round(2.5 * colour.blur))
+    if colour.blur >= LEAST_BLUR:
+        radius = blur_radius(colour.blur)
         x = torch.arange(-radius, radius + 1, dtype=torch.float32)
         kernel = torch.exp(-(x**2) / (2 * colour.blur**2))
         kernel = (kernel / kernel.sum()).repeat(3, 1)
@@ -162,6 +165,15 @@ def _on_floats(image: Tensor, colour: Colour, offset: int) -> None:
         if len(drawn) < image.numel():
             drawn = drawn.repeat(-(-image.numel() // len(drawn)))[: image.numel()]
         image.add_(drawn.view_as(image), alpha=colour.noise).clamp_(0, 1)
+
+
+def jpeg_quality(strength: int) -> int:
+    return max(5, 100 - strength)
+
+
+def blur_radius(sigma: float) -> int:
+    """Pixels on each side of the kernel's middle."""
+    return max(1, round(2.5 * sigma))
 
 
 @lru_cache(1)

@@ -16,7 +16,7 @@ import yaml
 from trainyard_api import GROUP, VERSION
 from trainyard_api.base import Model
 from trainyard_api.modelversion import ModelVersion
-from trainyard_api.rules import RULES, Rule
+from trainyard_api.rules import FIXED, FORBIDDEN, RULES, Rule
 from trainyard_api.trainingbudget import TrainingBudget
 from trainyard_api.trainingjob import TrainingJob
 from trainyard_api.trainingservice import TrainingService
@@ -234,8 +234,14 @@ class _Renderer:
         if required := source.get("required"):
             schema["required"] = required
         schema["properties"] = properties
-        if rules := RULES.get(model):
-            schema["x-kubernetes-validations"] = [_validation(rule) for rule in rules]
+        _add_rules(schema, *RULES.get(model, ()))
+        if fixed := FIXED.get(model):
+            for name in fixed.fields:
+                _add_rules(properties[name], Rule("self == oldSelf", fixed.sentence, reason=FORBIDDEN))
+                if name not in schema.get("required", ()) and "default" not in properties[name]:
+                    # The rule above does not fire where the field is added or removed.
+                    there = f"has(self.{name}) == has(oldSelf.{name})"
+                    _add_rules(schema, Rule(there, fixed.sentence, path=f".{name}", reason=FORBIDDEN))
         return schema
 
     def node(self, source: Schema) -> Schema:
@@ -330,9 +336,18 @@ def _reachable(root: type[Model]) -> set[type[Model]]:
     return known | {root}
 
 
+def _add_rules(node: Schema, *rules: Rule) -> None:
+    if rules:
+        node["x-kubernetes-validations"] = [*node.get("x-kubernetes-validations", ()), *map(_validation, rules)]
+
+
 def _validation(rule: Rule) -> Schema:
-    rendered = {"rule": rule.cel, "message": rule.message, "reason": rule.reason}
-    return rendered | ({"fieldPath": rule.path} if rule.path else {})
+    """As Kubernetes writes it; a rule that is looked at `once` is true where there is an old value."""
+    cel = f"oldSelf.hasValue() || ({rule.cel})" if rule.once else rule.cel
+    rendered: Schema = {"rule": cel, "message": rule.message, "reason": rule.reason}
+    if rule.path:
+        rendered["fieldPath"] = rule.path
+    return rendered | ({"optionalOldSelf": True} if rule.once else {})
 
 
 def to_yaml(kind: Kind) -> str:

@@ -1,11 +1,13 @@
 """What a schema alone cannot say: the CEL rules of the custom resources, by model.
 
 Each message is a sentence that says what to write instead. Messages are static: `messageExpression` with `string(int)` exceeds
-the API server's cost budget. Rules that read `oldSelf` stand at an object that is always there, with the field's path: a
-transition rule on an optional field does not fire when the field is added or removed.
+the API server's cost budget.
+
+Every write of a status evaluates the rules of the spec too, and each `self.field` costs what `self` has of properties (decision
+0027). So what reads only fields that never change is evaluated `once`, and a field that never changes says so itself.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from trainyard_api.architectures import ARCHITECTURES, PRIVATE_PREFIX, Task
@@ -22,12 +24,23 @@ INVALID, FORBIDDEN, REQUIRED = "FieldValueInvalid", "FieldValueForbidden", "Fiel
 
 
 class Rule(NamedTuple):
-    """One entry of `x-kubernetes-validations`. `path` is relative to the object that carries the rule."""
+    """One entry of `x-kubernetes-validations`. `path` is relative to the object that carries the rule.
+
+    `once`: looked at when the object that carries it is created, and not again.
+    """
 
     cel: str
     message: str
     path: str = ""
     reason: str = INVALID
+    once: bool = False
+
+
+class Fixed(NamedTuple):
+    """Fields of a model that no update adds, removes or changes."""
+
+    fields: tuple[str, ...]
+    sentence: str
 
 
 def _has(*path: str) -> str:
@@ -44,35 +57,29 @@ def _strings(values: Iterable[str]) -> str:
     return "[" + ", ".join(f"'{value}'" for value in values) + "]"
 
 
-def _count(fields: Sequence[str]) -> str:
+def _count(fields: Iterable[str], of: str = "self") -> str:
     """CEL: how many of the fields are there."""
-    return f"[{', '.join(f'has(self.{field})' for field in fields)}].filter(given, given).size()"
+    return f"[{', '.join(f'has({of}.{field})' for field in fields)}].filter(given, given).size()"
 
 
 def _not_both(one: str, other: str, advice: str) -> Rule:
     return Rule(f"!(has(self.{one}) && has(self.{other}))", advice, reason=FORBIDDEN)
 
 
-def _aliases(model: type[Model]) -> list[str]:
-    return [str(field.alias) for field in model.model_fields.values()]
+def _aliases(model: type[Model], *, without: Collection[str] = ()) -> tuple[str, ...]:
+    aliases = (str(field.alias) for field in model.model_fields.values())
+    return tuple(alias for alias in aliases if alias not in without)
 
 
-def _fixed(path: tuple[str, ...], sentence: str) -> Rule:
-    """The field of `self` is neither added, removed nor changed by an update."""
-    new, name = _has(*path), ".".join(path)
-    old = new.replace("self.", "oldSelf.")
-    return Rule(
-        f"({new}) == ({old}) && (!({new}) || self.{name} == oldSelf.{name})",
-        sentence,
-        path=f".{name}",
-        reason=FORBIDDEN,
-    )
+def _once(*rules: Rule) -> tuple[Rule, ...]:
+    return tuple(rule._replace(once=True) for rule in rules)
 
 
 def _named(most: int, what: str) -> Rule:
     return Rule(
         f"size(self.metadata.name) <= {most} && self.metadata.name.matches(r'{DNS_LABEL}')",
         f"the name of a {what} has at most {most} characters: lower-case letters, digits and -, beginning and ending with a letter or digit",
+        once=True,
     )
 
 
@@ -104,12 +111,13 @@ def _fits_task(path: tuple[str, ...], extra: tuple[str, ...] = ()) -> Rule:
 
 
 _MUTABLE = {"suspend", "end", "rerun", "policy", "ttlSecondsAfterFinished", "description"}
+_FIXED_POLICY = _aliases(Policy, without={"priority"})
 _FIXED_JOB = (
     "cannot be changed; make a new job for it "
     "(suspend, end, rerun, policy.priority, ttlSecondsAfterFinished and description can be changed)"
 )
 
-_JOB_SPEC: tuple[Rule, ...] = (
+_JOB_SPEC: tuple[Rule, ...] = _once(
     Rule(
         f"!{_PRIVATE} || has(self.task)",
         "a private architecture needs task: Detection, Classification or Tagging",
@@ -162,11 +170,15 @@ _JOB_SPEC: tuple[Rule, ...] = (
         "every label of classWeights must be one of dataset.labels",
         path=".training.classWeights.labels",
     ),
-    *(_fixed((field,), _FIXED_JOB) for field in _aliases(TrainingJobSpec) if field not in _MUTABLE),
-    *(_fixed(("policy", field), _FIXED_JOB) for field in _aliases(Policy) if field != "priority"),
+)
+_POLICY_ADDED_OR_REMOVED = Rule(
+    f"has(self.policy) == has(oldSelf.policy) || {_count(_FIXED_POLICY, of='(has(self.policy) ? self.policy : oldSelf.policy)')} == 0",
+    _FIXED_JOB,
+    path=".policy",
+    reason=FORBIDDEN,
 )
 
-_JOB: tuple[Rule, ...] = (
+_JOB: tuple[Rule, ...] = _once(
     _named(45, "TrainingJob"),
     Rule(
         "!has(self.spec.startFrom) || !has(self.spec.startFrom.job) || self.spec.startFrom.job != self.metadata.name",
@@ -177,7 +189,7 @@ _JOB: tuple[Rule, ...] = (
 
 _WAYS_TO_START = ("weights", "version", "modelVersion", "job", "uri")
 
-_START_FROM: tuple[Rule, ...] = (
+_START_FROM: tuple[Rule, ...] = _once(
     Rule(
         f"{_count(_WAYS_TO_START)} == 1",
         "write exactly one of weights, version, modelVersion, job and uri (uri together with sha256)",
@@ -196,7 +208,7 @@ _START_FROM: tuple[Rule, ...] = (
     ),
 )
 
-_SPLIT: tuple[Rule, ...] = (
+_SPLIT: tuple[Rule, ...] = _once(
     Rule(
         f"{_value('trainPercent', 80)} + {_value('validationPercent', 10)} + {_value('testPercent', 10)} == 100",
         "trainPercent, validationPercent and testPercent must sum to 100; those left out count as 80, 10 and 10",
@@ -208,7 +220,7 @@ _SPLIT: tuple[Rule, ...] = (
     ),
 )
 
-_TRAINING: tuple[Rule, ...] = (
+_TRAINING: tuple[Rule, ...] = _once(
     _not_both("epochs", "steps", "write epochs or steps, not both"),
     _not_both("evaluateEveryEpochs", "evaluateEverySteps", "write evaluateEveryEpochs or evaluateEverySteps, not both"),
     Rule(
@@ -278,17 +290,13 @@ _SERVICE_SPEC: tuple[Rule, ...] = (
         "with kueueQueueName there are no standby instances; write type: Autoscale",
         path=".scaling.type",
     ),
-    _fixed(("architecture",), "cannot be changed; make a new service for another architecture"),
 )
-
-_MUTABLE_VERSION = {"versionName", "description"}
-_FIXED_VERSION = "cannot be changed: it says what the version was made from"
 
 RULES: dict[type[Model], tuple[Rule, ...]] = {
     TrainingJob: _JOB,
-    TrainingJobSpec: _JOB_SPEC,
+    TrainingJobSpec: (*_JOB_SPEC, _POLICY_ADDED_OR_REMOVED),
     StartFrom: _START_FROM,
-    Dataset: (_not_both("split", "subsets", "write split or subsets, not both"),),
+    Dataset: _once(_not_both("split", "subsets", "write split or subsets, not both")),
     Source: (
         Rule(
             "!self.uri.matches(r'^s3://[^/]+$')",
@@ -297,11 +305,11 @@ RULES: dict[type[Model], tuple[Rule, ...]] = {
         ),
     ),
     Split: _SPLIT,
-    Subset: (
-        Rule(f"{_count(_aliases(Subset))} == 1", "write exactly one of imageSet, folder, pattern, labels and listURI"),
+    Subset: _once(
+        Rule(f"{_count(_aliases(Subset))} == 1", "write exactly one of imageSet, folder, pattern, labels and listURI")
     ),
     Training: _TRAINING,
-    ClassWeights: (
+    ClassWeights: _once(
         Rule(
             f"{_count(_aliases(ClassWeights))} == 1",
             "write exactly one of balanced: true and labels, such as labels: {Platelets: 300}",
@@ -312,7 +320,7 @@ RULES: dict[type[Model], tuple[Rule, ...]] = {
             path=".labels",
         ),
     ),
-    LossWeights: (
+    LossWeights: _once(
         Rule(
             " || ".join(f"!has(self.{part}) || self.{part} > 0.0" for part in _aliases(LossWeights)),
             "at least one part of the loss needs a weight above 0",
@@ -336,13 +344,20 @@ RULES: dict[type[Model], tuple[Rule, ...]] = {
     TrainingService: (_named(63, "TrainingService"),),
     TrainingServiceSpec: _SERVICE_SPEC,
     TrainingBudget: (_named(63, "TrainingBudget"),),
-    ModelVersion: (
+    ModelVersion: _once(
         Rule(
             "self.metadata.name.startsWith(self.spec.model + '-v') && self.metadata.name.matches(r'-v[1-9][0-9]*$')",
             "a ModelVersion is named <model>-v<version>, such as blood-cells-v3; the operator makes them, never you",
         ),
     ),
-    ModelVersionSpec: tuple(
-        _fixed((field,), _FIXED_VERSION) for field in _aliases(ModelVersionSpec) if field not in _MUTABLE_VERSION
+}
+
+FIXED: dict[type[Model], Fixed] = {
+    TrainingJobSpec: Fixed(_aliases(TrainingJobSpec, without=_MUTABLE), _FIXED_JOB),
+    Policy: Fixed(_FIXED_POLICY, _FIXED_JOB),
+    TrainingServiceSpec: Fixed(("architecture",), "cannot be changed; make a new service for another architecture"),
+    ModelVersionSpec: Fixed(
+        _aliases(ModelVersionSpec, without={"versionName", "description"}),
+        "cannot be changed: it says what the version was made from",
     ),
 }

@@ -109,6 +109,16 @@ def test_no_rule_loops_over_what_a_function_returns(kind: Kind) -> None:
             assert not re.search(r"\)\.(all|exists|exists_one|filter|map)\(", rule["rule"]), path
 
 
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.name in ("TrainingJob", "ModelVersion")], ids=lambda kind: kind.name
+)
+def test_what_never_changes_is_not_judged_again_at_every_write_of_a_status(kind: Kind) -> None:
+    """Save in list items, which have no old value. A field of `self` costs the API server what `self` has of properties."""
+    for path, node in nodes(root_schema(kind)):
+        for rule in node.get("x-kubernetes-validations", []) if "properties" in node and "[]" not in path else []:
+            assert "oldSelf" in rule["rule"], path
+
+
 @kinds
 def test_every_message_is_a_sentence_and_no_template(kind: Kind) -> None:
     text = to_yaml(kind)

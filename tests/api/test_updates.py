@@ -91,8 +91,11 @@ def test_a_policy_cannot_be_changed_added_or_removed(api: Api, field: str) -> No
     sentence = f"spec.policy.{field}: Forbidden: {JOB_SENTENCE}"
     assert sentence in refusal(api, LONG, {"policy": {field: after}})
     assert sentence in refusal(api, LONG, {"policy": {field: None}})
-    assert sentence in refusal(api, LONG, {"policy": None})
-    assert sentence in refusal(api, SHORT, {"policy": {field: before}})
+    assert f"spec.policy: Forbidden: {JOB_SENTENCE}" in refusal(api, SHORT, {"policy": {field: before}})
+
+
+def test_a_policy_cannot_be_removed_as_a_whole(api: Api) -> None:
+    assert f"spec.policy: Forbidden: {JOB_SENTENCE}" in refusal(api, LONG, {"policy": None})
 
 
 @pytest.mark.parametrize("name", [SHORT, LONG])

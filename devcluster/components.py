@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from devcluster.pki import KUBERNETES_NAMES, Authority, KeyPair, service_account_key
-from devcluster.spec import Addresses, ClusterSpec, Layout
+from devcluster.pki import KUBERNETES_NAMES, Authority, service_account_key, static_tokens
+from devcluster.spec import NODES, Addresses, ClusterSpec, Layout
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 PREFERRED_PORTS = {
@@ -24,6 +24,15 @@ PREFERRED_PORTS = {
 """Tried first, so that addresses stay the same from one `up` to the next; unlike the usual ones, a Kubernetes or MinIO
 of the machine itself, listening on all addresses, does not hold them."""
 FRONT_PROXY = "front-proxy-client"
+ADMINISTRATOR = "trainyard-admin"
+USERS = {
+    ADMINISTRATOR: ("system:masters",),
+    "system:kube-controller-manager": (),
+    "system:kube-scheduler": (),
+    # Besides a kubelet's work a node forwards Services, for which it must see every node's pods.
+    **{f"system:node:node-{index}": ("system:nodes", "system:masters") for index in range(NODES)},
+}
+"""Who has a kubeconfig, with their groups."""
 
 # Pods have loopback addresses, which the API server refuses in EndpointSlices: these three would only log errors.
 CONTROLLERS = "*,-endpoints-controller,-endpointslice-controller,-endpointslice-mirroring-controller"
@@ -83,7 +92,7 @@ class Plant:
         self.authority = Authority(layout.pki)
         # One of its own: else the API server verifies each client's certificate twice, first as if it were its own proxy.
         self.front_proxies = Authority(layout.pki / "front-proxy", common_name="front-proxy-ca")
-        self.client_pairs: dict[str, KeyPair] = {}
+        self.tokens = static_tokens(layout.pki / "tokens.csv", USERS)
 
     @property
     def api_server(self) -> str:
@@ -99,10 +108,10 @@ class Plant:
         self.front_proxies.issue("client", FRONT_PROXY)
         issue("kubelet-client", "kube-apiserver-kubelet-client", ("system:masters",))
         for name in ("kube-controller-manager", "kube-scheduler"):
-            pair = issue(name, f"system:{name}", addresses=(host,))
-            self.authority.kubeconfig(layout.component_kubeconfig(name), self.api_server, pair, f"system:{name}")
-        admin = issue("admin", "trainyard-admin", ("system:masters",))
-        self.authority.kubeconfig(layout.kubeconfig, self.api_server, admin, "trainyard-admin")
+            issue(name, f"system:{name}", addresses=(host,))
+            self._kubeconfig(layout.component_kubeconfig(name), f"system:{name}")
+        issue("admin", ADMINISTRATOR, USERS[ADMINISTRATOR])
+        self._kubeconfig(layout.kubeconfig, ADMINISTRATOR)
         service_account_key(layout.pki)
         (layout.pki / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
         rules = [AUDIT_RULE_WITH_BODIES, *AUDIT_POLICY["rules"]]
@@ -147,6 +156,7 @@ class Plant:
             "etcd-certfile": self._pki("etcd-client.crt"),
             "etcd-keyfile": self._pki("etcd-client.key"),
             "client-ca-file": self.authority.certificate_path,
+            "token-auth-file": self._pki("tokens.csv"),
             "tls-cert-file": self._pki("kube-apiserver.crt"),
             "tls-private-key-file": self._pki("kube-apiserver.key"),
             "kubelet-client-certificate": self._pki("kubelet-client.crt"),
@@ -214,11 +224,8 @@ class Plant:
         name, address = f"node-{index}", self.addresses.node(index)
         kubeconfig = self.layout.component_kubeconfig(name)
         if not kubeconfig.exists():
-            # Besides a kubelet's work it forwards Services, for which it must see every node's pods.
-            pair = self.authority.issue(
-                name, f"system:node:{name}", ("system:nodes", "system:masters"), names=(name,), addresses=(address,)
-            )
-            self.authority.kubeconfig(kubeconfig, self.api_server, pair, f"system:node:{name}")
+            self.authority.issue(name, f"system:node:{name}", names=(name,), addresses=(address,))
+            self._kubeconfig(kubeconfig, f"system:node:{name}")
         flags: dict[str, object] = {
             "kubeconfig": kubeconfig,
             "name": name,
@@ -239,6 +246,9 @@ class Plant:
         registered = ObjectProbe(f"/api/v1/nodes/{name}", condition=True)
         argv = (sys.executable, "-m", "devcluster.node", *arguments)
         return Component(name, argv, (serves, registered), after=("kube-apiserver",))
+
+    def _kubeconfig(self, path: Path, user: str) -> None:
+        self.authority.kubeconfig(path, self.api_server, user, self.tokens[user])
 
     def _controller_flags(self, name: str) -> dict[str, object]:
         kubeconfig = self.layout.component_kubeconfig(name)

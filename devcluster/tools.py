@@ -37,9 +37,9 @@ class GoTool:
 
     name: str
     folder: Path
-    """Holds go.mod and go.sum, and main.go where the program is ours."""
+    """Holds go.mod and go.sum."""
     package: str
-    """What `go build` is given, from `folder`."""
+    """What `go build` is given, from `folder`; begins with a dot where the program's main.go is ours."""
     programs: tuple[str, ...]
     """The names that the one binary answers to."""
     version_of: str
@@ -47,19 +47,33 @@ class GoTool:
     version_variables: tuple[str, ...] = field(default=())
     """Templates of linker `-X` settings with {version}, {major}, {minor}."""
 
+    def sources(self) -> list[Path]:
+        """The files of ours that it is built from."""
+        own = (self.folder / self.package).glob("*.go") if self.package.startswith(".") else ()
+        return sorted([*self.folder.glob("go.*"), *own])
 
+
+_KUBERNETES_VERSION = (
+    "k8s.io/component-base/version.gitVersion={version}",
+    "k8s.io/component-base/version.gitMajor={major}",
+    "k8s.io/component-base/version.gitMinor={minor}",
+    "k8s.io/component-base/version.gitTreeState=clean",
+)
 KUBERNETES = GoTool(
     name="control-plane",
     folder=HERE,
-    package=".",
-    programs=(*CONTROL_PLANE, "kubectl"),
+    package="./control-plane",
+    programs=CONTROL_PLANE,
     version_of="k8s.io/kubernetes",
-    version_variables=(
-        "k8s.io/component-base/version.gitVersion={version}",
-        "k8s.io/component-base/version.gitMajor={major}",
-        "k8s.io/component-base/version.gitMinor={minor}",
-        "k8s.io/component-base/version.gitTreeState=clean",
-    ),
+    version_variables=_KUBERNETES_VERSION,
+)
+KUBECTL = GoTool(
+    name="kubectl",
+    folder=HERE,
+    package="./kubectl",
+    programs=("kubectl",),
+    version_of="k8s.io/kubernetes",
+    version_variables=_KUBERNETES_VERSION,
 )
 HELM = GoTool(
     name="helm",
@@ -69,7 +83,7 @@ HELM = GoTool(
     version_of="helm.sh/helm/v4",
     version_variables=("helm.sh/helm/v4/internal/version.version={version}",),
 )
-TOOLS = (KUBERNETES, HELM)
+TOOLS = (KUBERNETES, KUBECTL, HELM)
 
 
 def programs_folder(tool: GoTool) -> Path:
@@ -103,8 +117,7 @@ def control_plane_programs(environ: Mapping[str, str] = os.environ) -> dict[str,
                 return found | {"kubectl": kubectl}
             if other:
                 return found | {"kubectl": Path(other)}
-    folder = programs_folder(KUBERNETES)
-    return {name: folder / name for name in KUBERNETES.programs}
+    return {name: programs_folder(tool) / name for tool in (KUBERNETES, KUBECTL) for name in tool.programs}
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -115,7 +128,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 def digest(tool: GoTool) -> str:
     """Hex sha256 over everything that decides what the build gives, save the Go release."""
     sha = hashlib.sha256(" ".join([tool.package, *tool.programs, *tool.version_variables]).encode())
-    for path in sorted([*tool.folder.glob("go.*"), *tool.folder.glob("*.go")]):
+    for path in tool.sources():
         sha.update(path.name.encode() + b"\0" + path.read_bytes())
     return sha.hexdigest()
 

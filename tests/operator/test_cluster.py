@@ -1,6 +1,8 @@
 """What the operator relies on from the API server, asked of the real one."""
 
 import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from trainyard_operator.cluster import (
     error_of,
     status_operations,
 )
+
+from devcluster import Cluster as Devcluster
 
 
 def training_job(namespace: str, name: str = "job") -> dict[str, Any]:
@@ -51,6 +55,18 @@ def batch_job(namespace: str, name: str, owner: dict[str, Any]) -> dict[str, Any
         "metadata": {"namespace": namespace, "name": name, "ownerReferences": [reference]},
         "spec": {"suspend": True, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}},
     }
+
+
+async def test_a_client_s_certificate_is_as_good_as_a_token(crds: Devcluster, tmp_path: Path):
+    config = json.loads(crds.kubeconfig.read_text())
+    certificate, key = (str(crds.layout.pki / f"admin.{ending}") for ending in ("crt", "key"))
+    config["users"][0]["user"] = {"client-certificate": certificate, "client-key": key}
+    (tmp_path / "kubeconfig").write_text(json.dumps(config))
+    connection = await Cluster.connect(str(tmp_path / "kubeconfig"))
+    try:
+        assert await connection.list_all(TRAINING_JOBS, "default") == []
+    finally:
+        await connection.close()
 
 
 async def test_creating_twice_adopts_what_the_same_owner_made(api: Cluster, namespace: str):

@@ -1,8 +1,9 @@
-// Command trainyard-control-plane is etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kubectl in
-// one binary, which acts as the program whose name it is called by (a symlink, as busybox does).
+// Command trainyard-control-plane is etcd, kube-apiserver, kube-controller-manager and kube-scheduler in one binary,
+// which acts as the program whose name it is called by (a symlink, as busybox does).
 //
-// One binary because the five share nearly all their code: it builds in the time of the largest of them, is little
-// larger than it, and the running processes share its pages.
+// One binary because the four share nearly all their code: it builds in the time of the largest of them, is little
+// larger than it, and the running processes share its pages. kubectl is a binary of its own: it is started so often
+// that the time in which the packages of the others initialise themselves counts.
 package main
 
 import (
@@ -15,12 +16,9 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	_ "k8s.io/client-go/plugin/pkg/client/auth"
 	"k8s.io/component-base/cli"
-	"k8s.io/component-base/logs"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
-	"k8s.io/kubectl/pkg/cmd"
-	"k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
@@ -36,23 +34,13 @@ func main() {
 		run(controllermanager.NewControllerManagerCommand())
 	case "kube-scheduler":
 		run(scheduler.NewSchedulerCommand())
-	case "kubectl":
-		kubectl()
 	default:
 		fmt.Fprintf(os.Stderr, "%s: call this program by a link named etcd, kube-apiserver, "+
-			"kube-controller-manager, kube-scheduler or kubectl\n", name)
+			"kube-controller-manager or kube-scheduler\n", name)
 		os.Exit(2)
 	}
 }
 
 func run(command *cobra.Command) {
 	os.Exit(cli.Run(command))
-}
-
-// kubectl needs its verbosity before the command tree exists, since building the tree already looks for plugins.
-func kubectl() {
-	logs.GlogSetter(cmd.GetLogVerbosity(os.Args)) //nolint:errcheck // kubectl ignores it too: a bad level is reported by the flag
-	if err := cli.RunNoErrOutput(cmd.NewDefaultKubectlCommand()); err != nil {
-		util.CheckErr(err)
-	}
 }

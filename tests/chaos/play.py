@@ -197,7 +197,6 @@ class Play:
     def _through_the_proxy(self, port: int) -> Path:
         config = yaml.safe_load(self.devcluster.kubeconfig.read_text())
         config["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{port}"}
-        config["users"][0]["user"] = {}
         kubeconfig = self.folder / "through-the-proxy"
         kubeconfig.write_text(yaml.safe_dump(config))
         return kubeconfig

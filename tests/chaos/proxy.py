@@ -27,7 +27,7 @@ GONE = b'{"type":"ERROR","object":' + ERRORS[410].encode() + b"}\n"
 
 
 class Proxy(Forwarder):
-    """Forwards to `server` with the client certificate in `context`; `rate` is the share of requests that meet a fault."""
+    """Forwards to `server`, whose certificate `context` knows, with the token that the client sends; `rate` is the share of requests that meet a fault."""
 
     def __init__(self, server: str, context: ssl.SSLContext, seed: int, rate: float) -> None:
         self._server, self._context = server, context

@@ -33,8 +33,8 @@ STATE = "TRAINYARD_TEST_STATE"
 """Environment variable with which the main process tells its xdist workers where their cluster lives."""
 NEEDS_CLUSTER = {"cluster", "crds", "namespace", "s3", "nodes"}
 END_TO_END = "tests/e2e/"
-FIRST = ("e2e", "operator", "chaos", "devcluster", "trainer", "fuzz", "decide")
-"""Folders of the tests that take longest, in the order in which they begin: what comes last is short, so that all end together."""
+WAITING, COMPUTING = ("e2e", "operator", "chaos", "devcluster"), ("decide", "fuzz", "trainer")
+"""Folders of the tests that take longest: those that mostly wait for a cluster, and those that mostly compute."""
 NODES, GPUS = 2, 4
 LOGS_KEPT_SECONDS = 24 * 3600
 
@@ -56,11 +56,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake."""
+    """Whatever uses the cluster carries its marker, so that the quick run cannot start one by mistake.
+
+    Files that wait and files that compute take turns, so that at any time some tests use what others leave idle. The short
+    ones come last, so that all workers end together.
+    """
     for item in items:
         if NEEDS_CLUSTER & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
-    items.sort(key=lambda item: FIRST.index(item.path.parent.name) if item.path.parent.name in FIRST else len(FIRST))
+    turns: dict[Path, float] = {}
+    for folders in (WAITING, COMPUTING):
+        files = {item.path: folders.index(item.path.parent.name) for item in items if item.path.parent.name in folders}
+        turns |= {file: turn / len(files) for turn, file in enumerate(sorted(files, key=lambda file: files[file]))}
+    items.sort(key=lambda item: turns.get(item.path, 1.0))
 
 
 class ByFile(LoadFileScheduling):

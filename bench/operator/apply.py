@@ -20,9 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import boto3
-from observe import percentiles
+from observe import percentiles, session_at
 from rangespec import goals, missed, report
 from systems import operator_process
 from trainyard_operator.cluster import JOBS, NAMESPACES, SECRETS, TRAINING_JOBS, TRAINING_SERVICES, Cluster, Resource
@@ -139,11 +138,9 @@ async def timed(
 async def watch(api: Cluster, resource: Resource, label: str, version: int) -> AsyncGenerator[Object, None]:
     """The objects that a watch shows from `version` on."""
     query = {"watch": "true", "resourceVersion": str(version)} | ({"labelSelector": label} if label else {})
-    connector = aiohttp.TCPConnector(ssl=api.ssl_context)
-    url = api.server + resource.path(NAMESPACE)
     async with (
-        aiohttp.ClientSession(connector=connector, read_bufsize=2**20) as session,
-        session.get(url, params=query) as answer,
+        await session_at(api, read_bufsize=2**20) as session,
+        session.get(resource.path(NAMESPACE), params=query) as answer,
     ):
         answer.raise_for_status()
         async for line in answer.content:

@@ -61,6 +61,14 @@ class Stamps:
         return [at - began[name] for name, at in self.seen.get(state, {}).items() if name in began]
 
 
+async def session_at(api: Cluster, *, connections: int = 1, **options: Any) -> aiohttp.ClientSession:
+    """A session of its own at the API server, for who `api` speaks for; `options` are aiohttp's."""
+    authorization = await api.authorization()
+    connector = aiohttp.TCPConnector(ssl=api.ssl_context, limit=connections)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
+    return aiohttp.ClientSession(api.server, connector=connector, headers=headers, **options)
+
+
 async def follow(
     api: Cluster,
     resource: Resource,
@@ -72,13 +80,11 @@ async def follow(
 ) -> None:
     """Watch a kind for ever and stamp what it shows on arrival; nothing is missed that happens once it is `opened`."""
     _, version = await api.list_at(resource, namespace)
-    connector = aiohttp.TCPConnector(ssl=api.ssl_context)
     query = {"watch": "true", "resourceVersion": str(version), "allowWatchBookmarks": "true"}
-    url = api.server + resource.path(namespace)
     timeout = aiohttp.ClientTimeout(total=None)
     async with (
-        aiohttp.ClientSession(connector=connector, read_bufsize=2**22, timeout=timeout) as session,
-        session.get(url, params=query) as answer,
+        await session_at(api, read_bufsize=2**22, timeout=timeout) as session,
+        session.get(resource.path(namespace), params=query) as answer,
     ):
         answer.raise_for_status()
         opened.set()
@@ -138,11 +144,7 @@ async def usage(api: Cluster, pids: Mapping[str, int]) -> Usage:
 
 async def request_count(api: Cluster) -> float:
     """All requests that the API server has answered, watches that are open not among them."""
-    connector = aiohttp.TCPConnector(ssl=api.ssl_context)
-    async with (
-        aiohttp.ClientSession(connector=connector) as session,
-        session.get(f"{api.server}/metrics") as answer,
-    ):
+    async with await session_at(api) as session, session.get("/metrics") as answer:
         answer.raise_for_status()
         text = await answer.text()
     lines = (line for line in text.splitlines() if line.startswith("apiserver_request_total{"))

@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import aiohttp
 from ground import NAMESPACE
-from observe import Marks, Stamps, Usage, follow, percentiles, resident_bytes, usage
+from observe import Marks, Stamps, Usage, follow, percentiles, resident_bytes, session_at, usage
 from systems import CHILDREN, CONTROLLERS, System, child_marks
 from trainyard_operator.cluster import Cluster, Resource
 
@@ -26,13 +25,10 @@ class Scene:
         self.stamps = Stamps()
         self.applied: dict[str, float] = {}
         self._watches: list[asyncio.Task[None]] = []
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=api.ssl_context, limit=CLIENTS),
-            headers={"Content-Type": "application/json"},
-        )
 
     async def __aenter__(self) -> Scene:
         system, stamps = self.system, self.stamps
+        self._session = await session_at(self.api, connections=CLIENTS)
         opened: list[asyncio.Event] = []
 
         def watch(resource: Resource, marks: Marks, name_of: Callable[[Object], str | None]) -> None:
@@ -61,8 +57,9 @@ class Scene:
 
     async def apply(self, name: str) -> None:
         """Create one object; its time begins when the API server has answered."""
-        url = self.api.server + self.system.unit.path(NAMESPACE)
-        async with self._session.post(url, data=json.dumps(self.system.body(name))) as answer:
+        async with self._session.post(
+            self.system.unit.path(NAMESPACE), data=json.dumps(self.system.body(name))
+        ) as answer:
             answer.raise_for_status()
             await answer.read()
             self.applied[name] = time.perf_counter()

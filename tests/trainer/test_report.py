@@ -73,6 +73,7 @@ def token(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN", 0.15)
+    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 0.1)
     monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "termination"))
 
 

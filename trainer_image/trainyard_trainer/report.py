@@ -28,6 +28,7 @@ from trainyard_trainer.poster import Poster, authorized
 
 SECONDS_BETWEEN = 1.0
 RETRY_SECONDS = 20.0
+FIRST_PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 10.0
 MOST_WARNINGS = 32
 REPORTS_OF_A_PROCESS = 100_000_000
@@ -215,7 +216,7 @@ class _Sender:
     def _deliver(self, report: Report, must: bool) -> None:
         """Posts one report; an important one, or what is newer by then, again and again for a while, as long as the intake does not
         refuse it."""
-        until, pause = time.monotonic() + (RETRY_SECONDS if must else 0.0), 1.0
+        until, pause = time.monotonic() + (RETRY_SECONDS if must else 0.0), FIRST_PAUSE_SECONDS
         while True:
             retry = self._post(_body(report))
             closing = self._closing_at

@@ -31,9 +31,9 @@ class Stamps:
     """Why a watch has ended: what it would have seen never comes."""
 
     def ended(self, watch: asyncio.Task[None]) -> None:
-        """A watch has ended; unless it was told to, whoever waits is told."""
+        """A watch has ended; unless it was told to, whoever waits is told why."""
         if not watch.cancelled():
-            self.trouble = watch.exception() or ConnectionError("the API server has ended a watch")
+            self.trouble = watch.exception()
             self.news.set()
 
     def mark(self, state: str, name: str, now: float) -> None:
@@ -78,25 +78,31 @@ async def follow(
     to: Stamps,
     opened: asyncio.Event,
 ) -> None:
-    """Watch a kind for ever and stamp what it shows on arrival; nothing is missed that happens once it is `opened`."""
+    """Watch a kind for ever and stamp what it shows on arrival; nothing is missed that happens once it is `opened`.
+
+    The API server ends the watches of who reads too slowly for a while: it goes on from what was read last. Raises ConnectionError
+    when the API server does not know that any more.
+    """
     _, version = await api.list_at(resource, namespace)
-    query = {"watch": "true", "resourceVersion": str(version), "allowWatchBookmarks": "true"}
-    timeout = aiohttp.ClientTimeout(total=None)
-    async with (
-        await session_at(api, read_bufsize=2**22, timeout=timeout) as session,
-        session.get(resource.path(namespace), params=query) as answer,
-    ):
-        answer.raise_for_status()
-        opened.set()
-        async for line in answer.content:
-            now = time.perf_counter()
-            event = json.loads(line)
-            if event["type"] in ("BOOKMARK", "ERROR"):
-                continue
-            name = name_of(event["object"])
-            if name is not None:
-                for state in ("deleted",) if event["type"] == "DELETED" else marks(event["object"]):
-                    to.mark(state, name, now)
+    options = {"read_bufsize": 2**22, "timeout": aiohttp.ClientTimeout(total=None)}
+    async with await session_at(api, **options) as session:
+        while True:
+            query = {"watch": "true", "resourceVersion": str(version), "allowWatchBookmarks": "true"}
+            async with session.get(resource.path(namespace), params=query) as answer:
+                answer.raise_for_status()
+                opened.set()
+                async for line in answer.content:
+                    now = time.perf_counter()
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise ConnectionError(
+                            f"a watch of {resource.plural} cannot go on: {event['object']['message']}"
+                        )
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    name = None if event["type"] == "BOOKMARK" else name_of(event["object"])
+                    if name is not None:
+                        for state in ("deleted",) if event["type"] == "DELETED" else marks(event["object"]):
+                            to.mark(state, name, now)
 
 
 def cpu_seconds(pid: int) -> float:

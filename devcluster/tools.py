@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from devcluster.progress import Progress
@@ -53,28 +53,20 @@ class GoTool:
         return sorted([*self.folder.glob("go.*"), *own])
 
 
-_KUBERNETES_VERSION = (
-    "k8s.io/component-base/version.gitVersion={version}",
-    "k8s.io/component-base/version.gitMajor={major}",
-    "k8s.io/component-base/version.gitMinor={minor}",
-    "k8s.io/component-base/version.gitTreeState=clean",
-)
 KUBERNETES = GoTool(
     name="control-plane",
     folder=HERE,
     package="./control-plane",
     programs=CONTROL_PLANE,
     version_of="k8s.io/kubernetes",
-    version_variables=_KUBERNETES_VERSION,
+    version_variables=(
+        "k8s.io/component-base/version.gitVersion={version}",
+        "k8s.io/component-base/version.gitMajor={major}",
+        "k8s.io/component-base/version.gitMinor={minor}",
+        "k8s.io/component-base/version.gitTreeState=clean",
+    ),
 )
-KUBECTL = GoTool(
-    name="kubectl",
-    folder=HERE,
-    package="./kubectl",
-    programs=("kubectl",),
-    version_of="k8s.io/kubernetes",
-    version_variables=_KUBERNETES_VERSION,
-)
+KUBECTL = replace(KUBERNETES, name="kubectl", package="./kubectl", programs=("kubectl",))
 HELM = GoTool(
     name="helm",
     folder=HERE,

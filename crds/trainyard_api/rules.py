@@ -79,7 +79,6 @@ def _named(most: int, what: str) -> Rule:
     return Rule(
         f"size(self.metadata.name) <= {most} && self.metadata.name.matches(r'{DNS_LABEL}')",
         f"the name of a {what} has at most {most} characters: lower-case letters, digits and -, beginning and ending with a letter or digit",
-        once=True,
     )
 
 
@@ -341,9 +340,9 @@ RULES: dict[type[Model], tuple[Rule, ...]] = {
             "write at most one of emptyDir, claimName and hostPath",
         ),
     ),
-    TrainingService: (_named(63, "TrainingService"),),
+    TrainingService: _once(_named(63, "TrainingService")),
     TrainingServiceSpec: _SERVICE_SPEC,
-    TrainingBudget: (_named(63, "TrainingBudget"),),
+    TrainingBudget: _once(_named(63, "TrainingBudget")),
     ModelVersion: _once(
         Rule(
             "self.metadata.name.startsWith(self.spec.model + '-v') && self.metadata.name.matches(r'-v[1-9][0-9]*$')",

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import ssl
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ class ApiError(Exception):
 
 
 class Api:
-    """Requests to the API server of a kubeconfig's current context. Use as an async context manager."""
+    """Requests to the API server of a kubeconfig's current context, with its token. Use as an async context manager."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text("utf-8"))
@@ -40,8 +39,8 @@ class Api:
         user = _named(config["users"], context["user"])["user"]
         self.server: str = cluster["server"].rstrip("/")
         self.ca: bytes = _inline(cluster, "certificate-authority", kubeconfig.parent)
-        self._headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
-        self._tls = _tls(self.ca, user, kubeconfig.parent)
+        self._headers = {"Authorization": f"Bearer {user['token']}"}
+        self._tls = ssl.create_default_context(cadata=self.ca.decode()) if self.ca else True
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Api":
@@ -153,17 +152,3 @@ def _inline(source: Object, key: str, folder: Path) -> bytes:
     if data := source.get(f"{key}-data"):
         return base64.b64decode(data)
     return (folder / source[key]).read_bytes() if key in source else b""
-
-
-def _tls(ca: bytes, user: Object, folder: Path) -> ssl.SSLContext | bool:
-    if not ca:
-        return True
-    context = ssl.create_default_context(cadata=ca.decode())
-    certificate, key = _inline(user, "client-certificate", folder), _inline(user, "client-key", folder)
-    if certificate:
-        # The ssl module reads a client certificate from a file only.
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(certificate + b"\n" + key)
-            file.flush()
-            context.load_cert_chain(file.name)
-    return context

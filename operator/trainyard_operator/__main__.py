@@ -112,6 +112,7 @@ class Operator:
         self._shell = Shell(cluster, self._watch, settings)
         self._watching = asyncio.Event()
         self._leads = asyncio.Event()
+        self._led_before_watching = False
         self._lease = Lease(
             cluster, settings.namespace, settings.lease_name, settings.identity, seconds=settings.lease_seconds
         )
@@ -164,6 +165,8 @@ class Operator:
 
     async def _follow(self) -> None:
         """Watch, whether this replica leads or not: who takes over has warm caches, and decides as soon as it may."""
+        await self._lease.tried.wait()
+        self._led_before_watching = self._leads.is_set()
         async with asyncio.TaskGroup() as group:
             begin(group, kopf=self._shell.run())
             await self._shell.started.wait()
@@ -180,8 +183,9 @@ class Operator:
         await self._watching.wait()
         await self._certificate.renew()
         await self._certificate.loaded.wait()
-        # Made after the lease was taken: whatever the leader before had written is in it, or will be refused.
-        await watch.resync(self._cluster, settings.watch_namespaces)
+        # Read after the lease was taken: whatever the leader before had written is in it, or will be refused.
+        if not self._led_before_watching:
+            await watch.resync(self._cluster, settings.watch_namespaces)
         # What is known by now stays: no collection of garbage has to go through all of it again.
         gc.collect()
         gc.freeze()

@@ -5,7 +5,7 @@ newer, so that a late event never takes back what an own write has already shown
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +41,11 @@ from trainyard_operator.decide.tally import Slot, Tally, is_standby, slot_of
 
 Name = tuple[str, str]
 """Namespace ('' for what has none) and name."""
+
+
+def object_name(obj: Object) -> Name:
+    metadata = obj["metadata"]
+    return metadata.get("namespace") or "", metadata["name"]
 
 
 View = TypeVar("View")
@@ -94,8 +99,7 @@ class Cache(Generic[View]):
 
     def apply(self, obj: Object, *, deleted: bool = False) -> Change[View] | None:
         """Take an object in; the change it makes to the view, or None when it is no news."""
-        metadata = obj["metadata"]
-        name: Name = (metadata.get("namespace") or "", metadata["name"])
+        metadata, name = obj["metadata"], object_name(obj)
         uid, version = metadata["uid"], int(metadata.get("resourceVersion") or 0)
         entry = self._entries.get(name)
         if entry is not None and version < entry.version:
@@ -117,31 +121,23 @@ class Cache(Generic[View]):
 
     def knows(self, obj: Object) -> bool:
         """Whether the object is in the cache in exactly this version."""
-        metadata = obj["metadata"]
-        entry = self._entries.get((metadata.get("namespace") or "", metadata["name"]))
+        metadata, entry = obj["metadata"], self._entries.get(object_name(obj))
         return (
             entry is not None
             and entry.uid == metadata["uid"]
             and entry.version == int(metadata.get("resourceVersion") or 0)
         )
 
-    def replace_all(
-        self, objects: Iterable[Object], version: int, namespaces: Iterable[str] = ()
-    ) -> list[Change[View]]:
-        """Compare with a complete list that was made at `version`: what it lacks and is not newer is gone."""
-        scope = set(namespaces)
-        changes: list[Change[View]] = []
-        seen: set[Name] = set()
-        for obj in objects:
-            seen.add((obj["metadata"].get("namespace") or "", obj["metadata"]["name"]))
-            if not self.knows(obj) and (change := self.apply(obj)):
-                changes.append(change)
-        for name in [n for n in self._entries if n not in seen and (not scope or n[0] in scope)]:
-            entry = self._entries[name]
-            if entry.version <= version:
-                self._drop(name)
-                changes.append(Change(name, entry.view, None))
-        return changes
+    def keep(self, present: Container[Name], version: int, namespace: str | None = None) -> list[Change[View]]:
+        """Drop what was not `present` at `version`, of one namespace or of all, and is not newer: nobody heard that it went."""
+        gone = [
+            (name, entry)
+            for name, entry in self._entries.items()
+            if name not in present and namespace in (None, name[0]) and entry.version <= version
+        ]
+        for name, _ in gone:
+            self._drop(name)
+        return [Change(name, entry.view, None) for name, entry in gone]
 
     def entry(self, name: Name) -> Entry[View] | None:
         return self._entries.get(name)

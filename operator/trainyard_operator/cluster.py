@@ -10,7 +10,8 @@ that tests what the writer has read (`/metadata/uid` and a revision): 422 means 
 
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +25,9 @@ from kubernetes.aio import client, config
 from trainyard_operator.clock import Clock
 
 logger = logging.getLogger(__name__)
+
+STREAM_SECONDS = 300
+"""For all objects of a kind as one stream: longer than the largest cluster takes."""
 
 Object = dict[str, Any]
 Operation = dict[str, Any]
@@ -124,6 +128,7 @@ class Cluster:
         self._agent = f"trainyard-operator/{identity}".rstrip("/")
         self._may_write: Callable[[], bool] = lambda: True
         self._seconds = seconds
+        self._streams = True  # until the API server says that it does not
         self.clock = Clock()
 
     @classmethod
@@ -208,7 +213,13 @@ class Cluster:
         )
 
     async def _send(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | None, seconds: float
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        seconds: float,
+        silent: float | None = None,
     ) -> aiohttp.ClientResponse:
         """By the session of the client, which is what its `request` comes to for JSON that is written already."""
         rest = self._api.rest_client
@@ -219,7 +230,7 @@ class Cluster:
             url,
             headers=headers,
             data=body,
-            timeout=_limit(seconds),
+            timeout=_limit(seconds, silent),
             proxy=rest.proxy,
             proxy_headers=rest.proxy_headers,
             server_hostname=self._api.configuration.tls_server_name or None,
@@ -252,41 +263,102 @@ class Cluster:
         page: int = 500,
     ) -> tuple[list[Object], int]:
         """All objects, read page by page, and the version of the cluster that the list shows."""
+        items: list[Object] = []
+        version = 0
+        async for some, shown in self._pages(resource, namespace, labels, fields, page):
+            items += some
+            version = shown
+        return items, version
+
+    async def _pages(
+        self, resource: Resource, namespace: str | None, labels: str | None, fields: str | None, page: int
+    ) -> AsyncIterator[tuple[list[Object], int]]:
         query = {"limit": str(page)}
         query |= {"labelSelector": labels} if labels else {}
         query |= {"fieldSelector": fields} if fields else {}
-        items: list[Object] = []
+        # Items of a list carry neither, yet everything here expects whole objects.
+        kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
             answer = await self.request("GET", resource.path(namespace), query=query)
-            # Items of a list carry neither, yet everything here expects whole objects.
-            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += [kind | item for item in answer.get("items") or ()]
             metadata = answer.get("metadata") or {}
+            yield [kind | item for item in answer.get("items") or ()], int(metadata.get("resourceVersion") or 0)
             if not metadata.get("continue"):
-                return items, int(metadata.get("resourceVersion") or 0)
+                return
             query["continue"] = metadata["continue"]
+
+    async def present(
+        self, resource: Resource, namespace: str | None = None, *, labels: str | None = None
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """What there is, as events of a watch: `ADDED` of every object, what happens to some of them meanwhile, and at the end a
+        `BOOKMARK` whose `metadata.resourceVersion` is the version of the cluster that this comes to.
+
+        As one stream where the API server has them (WatchList, docs/decisions/0028), else page by page. Raises a `ClusterError`.
+        """
+        if self._streams:
+            query = {
+                "sendInitialEvents": "true",
+                "resourceVersionMatch": "NotOlderThan",
+                "allowWatchBookmarks": "true",
+            }
+            query |= {"labelSelector": labels} if labels else {}
+            try:
+                stream = self._watch(resource, namespace, query, seconds=STREAM_SECONDS, silent=self._seconds)
+                async with aclosing(stream):
+                    async for event in stream:
+                        yield event["type"], event["object"]
+                        if event["type"] == "BOOKMARK" and _ends_the_beginning(event["object"]):
+                            return
+                raise UnavailableError(f"GET {resource.path(namespace)}: the stream broke off before its end")
+            except RejectedError as error:
+                if error.status != 422:
+                    raise
+                self._streams = False
+        version = 0
+        async for items, shown in self._pages(resource, namespace, labels, None, 500):
+            version = shown
+            for item in items:
+                yield "ADDED", item
+        yield "BOOKMARK", {"metadata": {"resourceVersion": str(version)}}
 
     async def states(self, resource: Resource, namespace: str, name: str, *, seconds: int) -> AsyncIterator[Object]:
         """The object as it is, then as it becomes, for `seconds`; ends early when it is deleted, or never was.
 
         Raises a `ClusterError`; a connection that breaks off ends it.
         """
-        query = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(seconds)}
-        url = f"{self.server}{resource.path(namespace)}?{urlencode(query)}"
-        headers = {"Accept": "application/json", "User-Agent": "trainyard-operator"}
+        stream = self._watch(resource, namespace, {"fieldSelector": f"metadata.name={name}"}, seconds=seconds)
+        async with aclosing(stream):
+            async for event in stream:
+                if event["type"] not in ("ADDED", "MODIFIED"):
+                    return
+                yield event["object"]
+
+    async def _watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        query: Mapping[str, str],
+        *,
+        seconds: int,
+        silent: float | None = None,
+    ) -> AsyncGenerator[Object]:
+        """The events of a watch of `seconds`. A connection that breaks off, or says nothing for `silent` seconds, ends it; raises a
+        `ClusterError` when there is no watch, or when the API server ends it with an error."""
+        path = resource.path(namespace)
+        url = f"{self.server}{path}?{urlencode({'watch': 'true', 'timeoutSeconds': str(seconds), **query})}"
+        headers = {"Accept": "application/json", "User-Agent": self._agent}
         if authorization := await self.authorization():
             headers["Authorization"] = authorization
         try:
-            response = await self._send("GET", url, headers, None, seconds + 5)
+            response = await self._send("GET", url, headers, None, seconds + 5, silent)
             if response.status >= 300:
-                data = await response.read()
-                raise error_of("GET", resource.path(namespace), response.status, data, response.headers)
+                raise error_of("GET", path, response.status, await response.read(), response.headers)
             try:
                 async for line in _lines(response.content):
                     event = orjson.loads(line)
-                    if event["type"] not in ("ADDED", "MODIFIED"):
-                        return
-                    yield event["object"]
+                    if event["type"] == "ERROR":
+                        code = event["object"].get("code") or 500
+                        raise error_of("GET", path, code, orjson.dumps(event["object"]), response.headers)
+                    yield event
             finally:
                 response.close()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
@@ -380,8 +452,8 @@ class Cluster:
 
 
 @lru_cache
-def _limit(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds)
+def _limit(seconds: float, silent: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_read=silent)
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -391,6 +463,11 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         *lines, held = (held + part).split(b"\n")
         for line in lines:
             yield line
+
+
+def _ends_the_beginning(bookmark: Object) -> bool:
+    annotations = bookmark["metadata"].get("annotations") or {}
+    return annotations.get("k8s.io/initial-events-end") == "true"
 
 
 def controller_uid(obj: Object) -> str | None:

@@ -49,6 +49,8 @@ class Lease:
         self._look = min(self._retry, 1.0)
         self._observed: tuple[str, float] = ("", 0.0)  # resourceVersion, and when it was first seen by our clock
         self._renewed = 0.0
+        self.tried = asyncio.Event()
+        """Set once it is known whether this replica leads from its beginning."""
 
     async def acquire(self) -> None:
         """Wait until this replica leads."""
@@ -59,6 +61,8 @@ class Lease:
                     return
             except ClusterError as error:
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, error)
+            finally:
+                self.tried.set()
             await self._sleep(min(self._look, self._due()))
 
     async def hold(self) -> None:

@@ -8,22 +8,27 @@ The session is ours, so that every opening of a watch is seen: what `/healthz` a
 """
 
 import asyncio
+import logging
 import os
+from collections.abc import AsyncIterator, Collection
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import kopf
 import orjson
-from kopf._cogs.clients import api, watching
+from kopf._cogs.clients import api, fetching, watching
 from kopf._core.reactor import queueing
 
-from trainyard_operator.cluster import Cluster
+from trainyard_operator.cache import Cache
+from trainyard_operator.cluster import Cluster, UnavailableError
 from trainyard_operator.settings import Settings
-from trainyard_operator.watch import Watch
+from trainyard_operator.watch import EVENTS_AT_ONCE, Watch
 
-EVENTS_AT_ONCE = 50
+logger = logging.getLogger(__name__)
+
 OPENING_SECONDS = 60.0
+LIST_AGAIN_SECONDS = 1.0
 
 
 class NotWatchingError(Exception):
@@ -51,8 +56,9 @@ class Shell:
     async def run(self) -> None:
         """Watch until cancelled; raises what ends a watch for good."""
         namespaces = self._settings.watch_namespaces
-        kopfs = queueing.watcher
+        kopfs = queueing.watcher, fetching.fetch_objs
         queueing.watcher = self._follow
+        fetching.fetch_objs = self._list
         setattr(api, "json", orjson)  # noqa: B010  reads the lines of watches, three times as fast
         try:
             await kopf.operator(
@@ -64,13 +70,13 @@ class Shell:
                 ready_flag=self.started,
             )
         finally:
-            queueing.watcher = kopfs
+            queueing.watcher, fetching.fetch_objs = kopfs
 
     async def _follow(
         self, *, namespace: Any, settings: Any, resource: Any, operator_paused: Any = None, **_: Any
     ) -> None:
         """In the place of Kopf's own: one watch stream, its events taken in one after the other."""
-        cache = next(c for c in self._watch.watched if c.resource.plural == resource.plural)
+        cache = self._cache_of(resource)
         stream = watching.infinite_watch(
             settings=settings, resource=resource, namespace=namespace, operator_paused=operator_paused
         )
@@ -81,7 +87,22 @@ class Shell:
             self._watch.heard(cache, event)
             turn += 1
             if turn % EVENTS_AT_ONCE == 0:
-                await asyncio.sleep(0)  # a long list must not keep the loop from the lease
+                await asyncio.sleep(0)
+
+    async def _list(
+        self, *, resource: Any, namespace: Any, **unused: Any
+    ) -> AsyncIterator[tuple[Collection[Any], str]]:
+        """In the place of Kopf's own: what there is goes into the cache as it comes, and Kopf watches from there on."""
+        try:
+            _, version = await self._watch.relist(self._cluster, self._cache_of(resource), namespace)
+        except UnavailableError as error:
+            logger.info("%s; beginning anew", error)
+            await asyncio.sleep(error.retry_after or LIST_AGAIN_SECONDS)
+            raise TimeoutError from error  # lets Kopf begin anew
+        yield (), version
+
+    def _cache_of(self, resource: Any) -> Cache[Any]:
+        return next(c for c in self._watch.watched if c.resource.plural == resource.plural)
 
     async def watching(self, seconds: float = OPENING_SECONDS) -> None:
         """Wait until the watch of every kind has been opened: a list made from then on misses nothing.
@@ -140,7 +161,6 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     configured.watching.client_timeout = settings.watch_server_seconds + 30
     configured.watching.connect_timeout = 10
     configured.watching.inactivity_timeout = settings.watch_inactivity_seconds
-    configured.watching.chunk_size = 500
     configured.networking.request_timeout = settings.request_seconds
     configured.networking.connect_timeout = 10
     configured.queueing.exit_timeout = 0.1

@@ -10,6 +10,7 @@ Kopf runs the watches. Taking an event in does nothing but change the caches and
 - jobs and services wake the budgets of their namespace, a budget the jobs that its time is enough for now.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ from trainyard_api.modelversion import VersionState
 from trainyard_api.trainingjob import TrainingJobStatus
 
 from trainyard_operator import logs
-from trainyard_operator.cache import Cache, Caches, Change, Name
+from trainyard_operator.cache import Cache, Caches, Change, Name, object_name
 from trainyard_operator.cluster import JOBS, PODS, Cluster, Object
 from trainyard_operator.decide.admission import may_admit, new_entries
 from trainyard_operator.decide.budget import SPENT, has_time
@@ -44,6 +45,9 @@ from trainyard_operator.queue import Urgency, WorkQueue
 from trainyard_operator.status import OVER
 
 logger = logging.getLogger(__name__)
+
+EVENTS_AT_ONCE = 50
+"""Taken in before anything else has its turn."""
 
 SUMS_SECONDS = 0.2
 """A service for which nothing can start is looked at this long after its sums have changed: many changes are one look."""
@@ -275,31 +279,40 @@ class Watch:
                     yield Key(Kind.SERVICE, namespace, service), Urgency.NORMAL
 
     async def resync(self, cluster: Cluster, namespaces: tuple[str, ...]) -> int:
-        """List everything, correct the caches, and wake every object; the number of corrections.
+        """Read everything anew, correct the caches, and wake whom that concerns; the number of corrections.
 
         A watch that broke off loses the deletions of the gap, and a decision may rest on what is no longer true: looking at
         everything again now and then bounds both.
         """
         corrections = 0
         for cache in self.watched:
-            labels = LABEL_SERVICE if cache.resource in (JOBS, PODS) else None
             for namespace in namespaces if namespaces and cache.resource.namespaced else (None,):
-                items, version = await cluster.list_at(cache.resource, namespace, labels=labels)
-                # Most of a list is known already; reading it again would take seconds of a large cluster.
-                present = [item for item in items if cache.knows(item) or self._readable(cache, item)]
-                scope = (namespace,) if namespace else ()
-                for change in cache.replace_all(present, version, scope):
-                    corrections += 1
-                    self.wake(change)
+                corrected, _ = await self.relist(cluster, cache, namespace)
+                corrections += corrected
         return corrections
 
-    def _readable(self, cache: Cache[Any], obj: Object) -> bool:
-        try:
-            cache.view_of(obj, None)
-        except ValueError as error:
-            logger.error("%s %s cannot be read: %s", cache.resource.kind, obj["metadata"]["name"], error)
-            return False
-        return True
+    async def relist(self, cluster: Cluster, cache: Cache[Any], namespace: str | None) -> tuple[int, str]:
+        """`resync` of one kind; the number of corrections, and the version of the cluster from which a watch goes on.
+
+        One object at a time: what is known already, which is most of it, is not even read.
+        """
+        labels = LABEL_SERVICE if cache.resource in (JOBS, PODS) else None
+        corrections, version = 0, ""
+        present: set[Name] = set()
+        async for kind, obj in cluster.present(cache.resource, namespace, labels=labels):
+            if kind == "BOOKMARK":
+                version = obj["metadata"]["resourceVersion"]
+                continue
+            name, deleted = object_name(obj), kind == "DELETED"
+            (present.discard if deleted else present.add)(name)
+            if not cache.knows(obj) or deleted:
+                corrections += self.arrived(cache, obj, deleted=deleted)
+            if len(present) % EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a large cluster must not keep the loop from the lease
+        for change in cache.keep(present, int(version), namespace):
+            corrections += 1
+            self.wake(change)
+        return corrections, version
 
     def wake_all(self) -> None:
         """Look at every object: services first, for whom slots are free, and jobs that run before those that wait or are over."""

@@ -39,11 +39,10 @@ def requests(log: Path, start: int = 0) -> Iterator[Request]:
                 return  # being written
             event = json.loads(line)
             ref = event.get("objectRef")
+            code = event.get("responseStatus", {}).get("code", 0)
             # A watch that is still open has been answered, too.
-            answered = event["stage"] == "ResponseComplete" or (
-                event["stage"] == "ResponseStarted" and event["verb"] == "watch"
-            )
-            if not answered or ref is None:
+            opened = event["verb"] == "watch" and code < 300
+            if event["stage"] != ("ResponseStarted" if opened else "ResponseComplete") or ref is None:
                 continue
             sub = ref.get("subresource")
             yield Request(
@@ -55,6 +54,6 @@ def requests(log: Path, start: int = 0) -> Iterator[Request]:
                 resource=f"{ref['resource']}/{sub}" if sub else ref["resource"],
                 namespace=ref.get("namespace", ""),
                 name=ref.get("name", ""),
-                code=event.get("responseStatus", {}).get("code", 0),
+                code=code,
                 response=event.get("responseObject"),
             )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,51 @@ async def test_lists_are_read_page_by_page_and_name_their_kind(api: Cluster, nam
     assert [item["metadata"]["name"] for item in items] == [f"job-{number}" for number in range(7)]
     assert {item["kind"] for item in items} == {"TrainingJob"}
     assert version >= max(int(item["metadata"]["resourceVersion"]) for item in items)
+
+
+class WithoutStreams(Cluster):
+    """Asks for streams in a way that the API server refuses as one does whose WatchList is off: 422."""
+
+    refused = 0
+
+    async def _send(self, method: str, url: str, *more: Any) -> Any:
+        response = await super()._send(method, url.replace("NotOlderThan", "Exact"), *more)
+        self.refused += response.status == 422
+        return response
+
+
+async def present(api: Cluster, namespace: str) -> tuple[list[str], int]:
+    """Names of the jobs that are there, and the version at the end."""
+    *events, last = [event async for event in api.present(TRAINING_JOBS, namespace)]
+    assert {(kind, item["kind"], item["apiVersion"]) for kind, item in events} <= {
+        ("ADDED", "TrainingJob", "trainyard.dev/v1alpha1")
+    }
+    assert last[0] == "BOOKMARK"
+    return sorted(item["metadata"]["name"] for _, item in events), int(last[1]["metadata"]["resourceVersion"])
+
+
+async def test_what_is_there_comes_as_a_stream_or_page_by_page(api: Cluster, namespace: str):
+    without = WithoutStreams(api._api)
+    assert await present(api, namespace) == ([], (await present(without, namespace))[1])
+    made = [await api.create(TRAINING_JOBS, training_job(namespace, f"job-{number}")) for number in range(7)]
+    newest = max(int(item["metadata"]["resourceVersion"]) for item in made)
+    for connection in (api, without):
+        names, version = await present(connection, namespace)
+        assert (names, version >= newest) == ([f"job-{number}" for number in range(7)], True)
+    assert without.refused == 1, "it asks once"
+
+
+async def test_a_stream_that_breaks_off_is_no_list(api: Cluster, namespace: str):
+    await api.create(TRAINING_JOBS, training_job(namespace))
+
+    class Broken(Cluster):
+        async def _watch(self, *asked: Any, **more: Any) -> AsyncGenerator[dict[str, Any]]:
+            async for event in super()._watch(*asked, **more):
+                yield event
+                return
+
+    with pytest.raises(UnavailableError, match="broke off"):
+        await present(Broken(api._api), namespace)
 
 
 async def test_no_answer_is_an_error_that_can_be_tried_again(api: Cluster, namespace: str):

@@ -27,6 +27,12 @@ def signalled(operator: Operator, number: signal.Signals) -> None:
     os.kill(operator.process.pid, number)
 
 
+def lists(audit: Path, begun: int, identity: str) -> int:
+    """How often the replica has read all TrainingJobs."""
+    mine = [r for r in requests(audit, begun) if r.agent == f"trainyard-operator/{identity}"]
+    return sum(r.resource == "trainingjobs" and r.verb in ("list", "watch") for r in mine)
+
+
 async def test_a_paused_leader_that_wakes_up_changes_nothing(
     api: Cluster, crds: Devcluster, namespace: str, nodes: tuple[str, ...], tmp_path: Path
 ):
@@ -49,6 +55,7 @@ async def test_a_paused_leader_that_wakes_up_changes_nothing(
     try:
         old.start()
         await old.ready()
+        assert lists(audit, begun, f"{namespace}-old") == 1, "who leads from its beginning reads everything once"
         new.start()
         await new.serving()
         # Paused in the middle of its work: jobs to admit, attempts to open, Jobs to make.
@@ -78,6 +85,7 @@ async def test_a_paused_leader_that_wakes_up_changes_nothing(
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
     mine = [r for r in requests(audit, begun) if r.agent == f"trainyard-operator/{namespace}-old"]
     assert mine, "the audit log does not know the old leader"
+    assert lists(audit, begun, f"{namespace}-new") > 1, "who takes over reads everything once more"
     # An Event that was being sent when it was paused may still arrive: it changes nothing, and was true.
     late = [r for r in mine if r.writes and r.code < 300 and r.time > woken and r.resource != "events"]
     assert late == []

@@ -39,6 +39,17 @@ RARE = {
     ("trainyard.dev", "trainingbudgets", "get"): "a budget that was changed meanwhile",
     ("trainyard.dev", "trainingjobs", "get"): "every report; a job that was changed meanwhile",
     ("", "secrets", "update"): "the renewal of the intake's certificate",
+} | {
+    (group, resource, "list"): "an API server that does not begin a watch with what there is (WatchList)"
+    for group, resource in (
+        ("trainyard.dev", "trainingbudgets"),
+        ("trainyard.dev", "trainingservices"),
+        ("trainyard.dev", "trainingjobs"),
+        ("trainyard.dev", "modelversions"),
+        ("batch", "jobs"),
+        ("", "pods"),
+        ("", "nodes"),
+    )
 }
 """Rights that an ordinary day does not show. Each names its occasion."""
 

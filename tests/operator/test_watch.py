@@ -1,7 +1,8 @@
 """What a change wakes, and what the caches believe of events that come late, twice or not at all."""
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 from trainyard_operator import probes
@@ -66,7 +67,11 @@ def watch() -> Watch:
 async def woken(watch: Watch, cache: Cache[Any], obj: Object, *, deleted: bool = False) -> set[Key]:
     """The keys that one event puts on the queue."""
     watch.arrived(cache, obj, deleted=deleted)
-    keys = set()
+    return await drained(watch)
+
+
+async def drained(watch: Watch) -> set[Key]:
+    keys: set[Key] = set()
     while len(watch.queue):
         key = await watch.queue.get()
         watch.queue.done(key)
@@ -199,12 +204,20 @@ async def test_a_list_corrects_what_a_watch_missed_and_keeps_what_is_newer(watch
     jobs = watch.caches.jobs
     for number, name in ((1, "stays"), (2, "missed-deletion"), (9, "newer-than-the-list")):
         await woken(watch, jobs, job(number, name=name, uid=name))
-    changes = jobs.replace_all([job(1, name="stays", uid="stays"), job(4, name="missed", uid="missed")], version=5)
-    assert {(change.name[1], change.new is None) for change in changes} == {
-        ("missed", False),
-        ("missed-deletion", True),
-    }
+
+    class Listed:
+        async def present(self, *_: Any, **__: Any) -> AsyncIterator[tuple[str, Object]]:
+            for number, name in ((1, "stays"), (4, "missed"), (3, "goes-meanwhile")):
+                yield "ADDED", job(number, name=name, uid=name)
+            yield "DELETED", job(5, name="goes-meanwhile", uid="goes-meanwhile")
+            yield "BOOKMARK", {"metadata": {"resourceVersion": "5"}}
+
+    corrections, version = await watch.relist(cast("Cluster", Listed()), jobs, None)
+    assert (corrections, version) == (4, "5")
     assert sorted(name for _, name in jobs.names()) == ["missed", "newer-than-the-list", "stays"]
+    assert await drained(watch) == {
+        Key(Kind.JOB, "ns", name) for name in ("missed", "missed-deletion", "goes-meanwhile")
+    }
 
 
 async def test_nothing_is_woken_before_the_caches_are_complete():

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, cast
+from hashlib import blake2b
+from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
+import orjson
 from trainyard_api.modelversion import ModelVersionSpec, ModelVersionStatus
 from trainyard_api.status import Condition
 from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatus
@@ -49,29 +51,30 @@ def parse_job(body: Body, old: JobView | None = None) -> JobView:
     wrote what this one cannot read."""
     metadata = _metadata(body)
     known = old is not None and (old.metadata.uid, old.metadata.generation) == (metadata.uid, metadata.generation)
+    status = _part(body, "status")
+    conditions = [_shared(Condition, _CONDITIONS, each) for each in _dicts(status.get("conditions"))]
     return JobView(
         metadata,
-        old.spec if old is not None and known else _shared_spec(TrainingJobSpec.model_validate(body["spec"])),
-        _with_shared_conditions(TrainingJobStatus.model_validate(body.get("status") or {})),
+        old.spec if old is not None and known else _shared(TrainingJobSpec, _SPECS, body["spec"]),
+        TrainingJobStatus.model_validate({**status, "conditions": conditions}),
     )
 
 
-# Thousands of jobs often differ in little more than their names, and specs and conditions are the most of what is kept of them.
-_SPECS: WeakValueDictionary[int, TrainingJobSpec] = WeakValueDictionary()
-_CONDITIONS: WeakValueDictionary[int, Condition] = WeakValueDictionary()
+# Thousands of jobs often differ in little more than their names: specs and conditions are the most of what is kept of them, and
+# reading them is the most of a start. By the digest of what they were read from.
+_SPECS: WeakValueDictionary[bytes, TrainingJobSpec] = WeakValueDictionary()
+_CONDITIONS: WeakValueDictionary[bytes, Condition] = WeakValueDictionary()
+
+Part = TypeVar("Part", TrainingJobSpec, Condition)
 
 
-def _shared_spec(spec: TrainingJobSpec) -> TrainingJobSpec:
-    """One object for equal specs."""
-    known = _SPECS.setdefault(hash(spec), spec)
-    return known if known == spec else spec
-
-
-def _with_shared_conditions(status: TrainingJobStatus) -> TrainingJobStatus:
-    """With one object for equal conditions."""
-    shared = ((c, _CONDITIONS.setdefault(hash(c), c)) for c in status.conditions)
-    kept = tuple(known if known == condition else condition for condition, known in shared)
-    return status.model_copy(update={"conditions": kept}) if kept else status
+def _shared(model: type[Part], known: WeakValueDictionary[bytes, Part], raw: Any) -> Part:
+    """One object for equal parts."""
+    digest = blake2b(orjson.dumps(raw), digest_size=16).digest()
+    part = known.get(digest)
+    if part is None:
+        part = known[digest] = model.model_validate(raw)
+    return part
 
 
 def parse_service(body: Body) -> ServiceView:

@@ -139,7 +139,7 @@ bench-ddp: setup ## two processes against one with two threads
 	@$(BIN)/python bench/trainer/ddp.py
 
 .PHONY: bench-accuracy
-bench-accuracy: setup ## how good after so many CPU-minutes, on BCCD and on sets of other kinds (an hour and a half)
+bench-accuracy: setup ## how good after so many CPU-minutes, on BCCD and on sets of other kinds (two hours and more)
 	@OMP_NUM_THREADS=1 $(BIN)/python bench/trainer/accuracy.py
 
 .PHONY: bench-map

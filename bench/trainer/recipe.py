@@ -101,10 +101,9 @@ def sample(prepared: Prepared, index: int) -> Sample:
     truth = truth_of(record, {label: i for i, label in enumerate(prepared.dataset.labels)})
     height, width = pixels.shape[:2]
     boxes = truth.boxes * np.tile((width / record.width, height / record.height), 2)
+    corners = torch.from_numpy(boxes).float()
     target = {
-        "boxes": tv_tensors.BoundingBoxes(
-            torch.from_numpy(boxes).float(), format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=(height, width)
-        ),
+        "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
         "labels": torch.from_numpy(truth.labels) + 1,
     }
     return tv_tensors.Image(torch.from_numpy(np.array(pixels)).permute(2, 0, 1)), target

@@ -30,7 +30,7 @@ def signalled(operator: Operator, number: signal.Signals) -> None:
 def lists(audit: Path, begun: int, identity: str) -> int:
     """How often the replica has read all TrainingJobs."""
     mine = [r for r in requests(audit, begun) if r.agent == f"trainyard-operator/{identity}"]
-    return sum(r.resource == "trainingjobs" and r.verb in ("list", "watch") for r in mine)
+    return sum(r.resource == "trainingjobs" and r.verb in ("list", "watch") and r.code < 300 for r in mine)
 
 
 async def test_a_paused_leader_that_wakes_up_changes_nothing(

@@ -89,6 +89,8 @@ class Play:
     """Share of the operators' requests and watch events that meet a fault."""
     patience: float = 1200.0
     """Seconds for what an undisturbed cluster does in a few."""
+    rare_every: int = 3
+    """Rounds for one rare deed."""
     deeds: Counter[str] = field(default_factory=Counter)
     expected: Expected = field(
         default_factory=lambda: Expected({n: s["maxInstances"] for n, s in SERVICES.items()}, {})
@@ -228,7 +230,8 @@ class Play:
         else:
             await self._patiently(lambda: self.yard.job(name, *attempts, service=service, policy=policy))
         # Every kind of the rare ones comes up before one comes again.
-        deed = self.rare[number // 3 % len(self.rare)] if number % 3 == 1 else self.random.choice(USUAL)
+        turn, rest = divmod(number, self.rare_every)
+        deed = self.rare[turn % len(self.rare)] if rest == 1 else self.random.choice(USUAL)
         word = deed.__name__.strip("_").replace("_", " ")
         self.deeds[word] += 1
         await deed(self)
@@ -315,6 +318,14 @@ class Play:
         await self._patiently(lambda: self.yard.patch_service(name, paused=True))
         await asyncio.sleep(self.random.uniform(0.0, 2.0))
         await self._patiently(lambda: self.yard.patch_service(name, paused=False))
+
+    async def _scale(self) -> None:
+        """Down, which sends the youngest executions back to the queue, and up again."""
+        most = SERVICES["cold"]["maxInstances"]
+        for limit in (self.random.randrange(most), most):
+            scaling = {"maxInstances": limit, "onScaleDown": "Drain"}
+            await self._patiently(lambda scaling=scaling: self.yard.patch_service("cold", scaling=scaling))
+            await asyncio.sleep(self.random.uniform(0.0, 2.0))
 
     async def _api_server(self) -> None:
         await asyncio.to_thread(self.devcluster.restart, "kube-apiserver")
@@ -407,5 +418,6 @@ USUAL: tuple[Deed, ...] = (
     Play._kill_trainer,
     Play._reset,
     Play._pause,
+    Play._scale,
 )
 RARE: tuple[Deed, ...] = (Play._api_server, Play._etcd, Play._node, Play._set_clock, Play._fill_storage)

@@ -30,17 +30,22 @@ def test_02_extension_and_case_may_differ(tmp_path: Path, name: str):
     assert bool(found(dataset, "NameCaseDiffers")) == name.startswith("IMG")
 
 
-@pytest.mark.parametrize(("size", "applied"), [((HEIGHT, WIDTH), 6), ((WIDTH, HEIGHT), 1)])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [6, 8])
+@pytest.mark.parametrize("turned", [True, False])
 def test_10_exif_rotation_is_applied_only_when_the_annotation_matches(
-    tmp_path: Path, size: tuple[int, int], applied: int
+    tmp_path: Path, turned: bool, orientation: int, form: str
 ):
-    files = {**good(), I: picture(0, orientation=6), A: xml(obj(), size=size)}
+    size, applied = ((HEIGHT, WIDTH), orientation) if turned else ((WIDTH, HEIGHT), 1)
+    files = {**good(), I: picture(0, form=form, orientation=orientation), A: xml(obj(), size=size)}
     dataset = load(files, tmp_path)
     first = record(dataset)
     assert (first.orientation, first.width, first.height) == (applied, *size)
     assert bool(found(dataset, "RotationIgnored")) == (applied == 1)
     pixels = decode(dataset.read(first), first.orientation, 64)
-    assert pixels.shape == (size[1], size[0], 3)
+    upright = np.asarray(Image.open(io.BytesIO(picture(0, form=form))))
+    quarters = {1: 0, 6: -1, 8: 1}[applied]
+    assert (pixels == np.rot90(upright, quarters)).all()
 
 
 def test_10_boxes_tell_the_rotation_where_the_size_is_missing(tmp_path: Path):

@@ -32,6 +32,8 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_INVERSE = {6: 8, 8: 6}
+"""What undoes an orientation; the others undo themselves."""
 
 # Pixels are counted from the header by `facts` before anything is decoded; Pillow's own guard would warn on stderr.
 Image.MAX_IMAGE_PIXELS = None
@@ -85,6 +87,9 @@ def facts(data: bytes, max_pixels: int) -> ImageFacts:
             "ImageUnreadable", f"is no picture that can be read ({_kind(data)}); save it as JPEG or PNG"
         ) from error
     width, height = image.size
+    orientation = _orientation(image)
+    if image.format == "TIFF" and orientation >= 5:
+        width, height = height, width  # Pillow says the size of a TIFF as it is after its rotation
     if width * height > max_pixels:
         raise Problem(
             "ImageTooLarge",
@@ -92,7 +97,7 @@ def facts(data: bytes, max_pixels: int) -> ImageFacts:
         )
     if width < 1 or height < 1:
         raise Problem("ImageUnreadable", "has no pixels")
-    return ImageFacts(image.format or "", width, height, _orientation(image), image.mode)
+    return ImageFacts(image.format or "", width, height, orientation, image.mode)
 
 
 def has_magic(data: bytes) -> bool:
@@ -110,12 +115,21 @@ def decode(data: bytes, orientation: int, long_side: int) -> np.ndarray:
     scale = min(1.0, long_side / max(image.size))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     image.draft("RGB", size)
+    if image.format == "TIFF" and (turned := _orientation(image)) > 1:
+        # Pillow rotates a TIFF while it loads it: nothing is left to do, or all of it is to be undone.
+        orientation = 1 if orientation == turned else _INVERSE.get(turned, turned)
     image = _rgb(image)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     if orientation in _TRANSPOSE:
         image = image.transpose(_TRANSPOSE[orientation])
     return np.asarray(image)
+
+
+def decode_shown(data: bytes, max_pixels: int) -> np.ndarray:
+    """All pixels of a picture that nobody annotated, as a training sees them. Raises Problem, and OSError where bytes are missing."""
+    about = facts(data, max_pixels)
+    return decode(data, about.orientation, max(about.width, about.height))
 
 
 def decode_tolerantly(data: bytes, orientation: int, long_side: int) -> np.ndarray:
@@ -141,7 +155,7 @@ def perceptual_hash(pixels: np.ndarray) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
     if image.mode.startswith(("I;16", "I", "F")):

@@ -260,15 +260,19 @@ class Augmentation(Model):
 
 
 class Evaluation(Model):
-    """What counts as a prediction, in validation pictures and exports."""
+    """What counts as a prediction, in scores, pictures and exports."""
 
     schema_defaults = False
 
     score_threshold_percent: Percent = Field(
         default=25,
-        description="Least score of a prediction in pictures and exports, in percent; default 25. mAP uses all scores.",
+        description="Least score of a prediction in pictures and of `model predict`, in percent; default 25. mAP uses all scores;"
+        " model-nms.onnx keeps those from 5 percent on, and the manifest names this one.",
     )
     iou_threshold_percent: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=60, description="Overlap over which the weaker of two boxes is dropped, in percent; default 60."
+        default=60,
+        description="Overlap over which the weaker of two boxes is dropped, in percent, also in model-nms.onnx; default 60.",
     )
-    max_detections: int = Field(default=100, ge=1, le=1000, description="Boxes kept per image and label; default 100.")
+    max_detections: int = Field(
+        default=100, ge=1, le=1000, description="Boxes kept per image and label, also in model-nms.onnx; default 100."
+    )

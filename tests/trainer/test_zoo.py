@@ -214,7 +214,7 @@ def test_the_graph_says_what_torch_says(detector: tuple[str, BoxTask], tmp_path:
         # Before any training all proposals score the same but for the last bits.
         torch.nn.init.normal_(task.network.rpn["head"].cls_logits.weight, std=1.0)  # type: ignore[arg-type]
     assert len(task.predict(torch.rand(1, 3, 64, 64)).counts) == 1
-    differences = export.write_onnx(task, (64, 64), tmp_path, torch.rand(3, 3, 64, 64))
+    differences = export.write_onnx(task, (64, 64), tmp_path, torch.rand(3, 3, 64, 64), Evaluation())
     assert differences["boxes"] < export.TOLERANCE["boxes"]
     assert differences["scores"] < export.TOLERANCE["scores"]
     assert (tmp_path / "model-nms.onnx").stat().st_size > 0

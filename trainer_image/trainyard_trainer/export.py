@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from trainyard_api.training import Evaluation
 
 from trainyard_trainer.task import Task
 
@@ -20,8 +21,7 @@ OPSET = 20
 TOLERANCE = {"boxes": 0.05, "scores": 1e-3}
 """By how much an output of the ONNX graph may be off: boxes in pixels."""
 NMS_SCORE = 0.05
-NMS_IOU = 0.6
-NMS_BOXES = 300
+"""What `model-nms.onnx` drops by score, at most: programs choose their own threshold (docs/decisions/0029-thresholds-of-the-graph.md)."""
 
 
 def write_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
@@ -31,9 +31,12 @@ def write_weights(network: nn.Module, path: Path, metadata: dict[str, str]) -> N
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
 
 
-def write_onnx(task: Task, size: tuple[int, int], folder: Path, images: Tensor) -> dict[str, float]:
-    """`model.onnx` (raw) and, for a detector, `model-nms.onnx`. Returns the largest difference to torch on `images` by output.
+def write_onnx(
+    task: Task, size: tuple[int, int], folder: Path, images: Tensor, evaluation: Evaluation
+) -> dict[str, float]:
+    """`model.onnx` (raw) and, for a detector, `model-nms.onnx`, which selects boxes as `evaluation` says.
 
+    Returns the largest difference to torch on `images` by output.
     Network and images on the CPU.
     """
     import onnx
@@ -59,7 +62,7 @@ def write_onnx(task: Task, size: tuple[int, int], folder: Path, images: Tensor) 
         _set_shape(output, ["batch", *shape[1:]])
     onnx.save(model, str(raw))
     if "boxes" in task.outputs:
-        onnx.save(with_suppression(model), str(folder / "model-nms.onnx"))
+        onnx.save(with_suppression(model, evaluation), str(folder / "model-nms.onnx"))
     return parity(graph, raw, images, task.outputs, task.ordered)
 
 
@@ -110,7 +113,12 @@ def _in_order_of(found: Sequence[Any], expected: Sequence[np.ndarray]) -> list[n
     return result
 
 
-def with_suppression(model: Any) -> Any:
+def score_floor(evaluation: Evaluation) -> float:
+    """Least score of a box in `model-nms.onnx`: low, and never over the job's own."""
+    return min(NMS_SCORE, evaluation.score_threshold_percent / 100)
+
+
+def with_suppression(model: Any, evaluation: Evaluation) -> Any:
     """The raw graph with non-maximum suppression behind it: one output, `detections` `[n, 7]` with the columns image, x1, y1, x2,
     y2, score, label; all images of the batch together."""
     from onnx import TensorProto, checker, helper
@@ -120,9 +128,9 @@ def with_suppression(model: Any) -> Any:
     def constant(name: str, kind: int, values: Sequence[float]) -> None:
         graph.initializer.append(helper.make_tensor(name, kind, [len(values)], values))
 
-    constant("nms_most", TensorProto.INT64, [NMS_BOXES])
-    constant("nms_iou", TensorProto.FLOAT, [NMS_IOU])
-    constant("nms_score", TensorProto.FLOAT, [NMS_SCORE])
+    constant("nms_most", TensorProto.INT64, [evaluation.max_detections])
+    constant("nms_iou", TensorProto.FLOAT, [evaluation.iou_threshold_percent / 100])
+    constant("nms_score", TensorProto.FLOAT, [score_floor(evaluation)])
     constant("nms_image", TensorProto.INT64, [0])
     constant("nms_label", TensorProto.INT64, [1])
     constant("nms_image_box", TensorProto.INT64, [0, 2])
@@ -154,14 +162,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def onnx_description(
-    size: tuple[int, int], resize: str, labels: Sequence[str], outputs: Sequence[str]
+    size: tuple[int, int], resize: str, labels: Sequence[str], outputs: Sequence[str], evaluation: Evaluation
 ) -> dict[str, Any]:
     """What a program needs to know to feed the graphs and read their outputs; part of the manifest."""
     told: dict[str, Any] = {
         "opset": OPSET,
         "input": {
             "name": "images", "layout": "NCHW", "width": size[0], "height": size[1], "resize": resize, "padValue": 114,
-            "channelOrder": "RGB", "range": [0.0, 1.0],
+            "channelOrder": "RGB", "range": [0.0, 1.0], "exifOrientation": "applied", "transparentValue": 255, "sixteenBits": "highByte",
         },
         "model.onnx": {"outputs": {"scores": list(labels)}},
     }  # fmt: skip
@@ -172,7 +180,9 @@ def onnx_description(
         }
         told["model-nms.onnx"] = {
             "outputs": {"detections": ["image", "x1", "y1", "x2", "y2", "score", "label"]},
-            "scoreThreshold": NMS_SCORE, "iouThreshold": NMS_IOU, "maxDetectionsPerLabel": NMS_BOXES,
+            "scoreThreshold": score_floor(evaluation),
+            "iouThreshold": evaluation.iou_threshold_percent / 100,
+            "maxDetectionsPerLabel": evaluation.max_detections,
         }  # fmt: skip
     return told
 

@@ -170,7 +170,7 @@ def _write_onnx(task: Task, p: Publishing) -> list[str]:
         p.prepared, side, size=p.size, batch_size=3, resize=p.spec.dataset.resize, records=members
     ).batch(0)
     try:
-        differences = export.write_onnx(task, p.size, p.folder, _contiguous(batch.images))
+        differences = export.write_onnx(task, p.size, p.folder, _contiguous(batch.images), p.spec.evaluation)
     except ImportError as error:
         p.reporter.warn("ONNXMissing", f"no ONNX file was made: {error}.")
         return []
@@ -227,7 +227,7 @@ def _manifest(
         "datasetDigest": p.prepared.dataset.digest, "trainer": _trainer_version(), "torch": str(torch.__version__),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "evaluation": spec.evaluation.to_dict(),
-        "onnx": export.onnx_description(p.size, spec.dataset.resize.value, labels, model.task.outputs) if "model.onnx" in names else None,
+        "onnx": export.onnx_description(p.size, spec.dataset.resize.value, labels, model.task.outputs, spec.evaluation) if "model.onnx" in names else None,
         "files": [
             {"name": name, "path": folder + name, "size": (p.folder / name).stat().st_size, "sha256": sha256_of(p.folder / name)}
             for name in names

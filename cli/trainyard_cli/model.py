@@ -158,7 +158,10 @@ def predict(
         int | None, typer.Option("--score", min=0, max=100, help="Least confidence in percent; default: the version's.")
     ] = None,
     voc: Annotated[
-        Path | None, typer.Option("--voc", help="Write the pictures with what was found as a VOC zip, to be reviewed.")
+        Path | None,
+        typer.Option(
+            "--voc", help="Write the pictures with what the first version finds as a VOC zip, to be reviewed."
+        ),
     ] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Of a video, only every so many frames.")] = 1,
     namespace: Namespace = None,

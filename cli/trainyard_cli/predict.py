@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
+from trainyard_trainer.voc_image import EXTENSIONS, decode_shown
+from trainyard_trainer.voc_xml import Problem
 
 from trainyard_cli.errors import CLIError
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
     from trainyard_cli.modelsource import Found
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+PICTURES = tuple(sorted(EXTENSIONS))
+MOST_PIXELS = 1_000_000_000
+"""Of a picture: the most that `dataset.limits.maxPixels` may be."""
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#808000")
 BAR = 22
@@ -63,13 +67,10 @@ def opened(found: Found) -> Predictor:
 
 def run(predictors: Sequence[Predictor], wish: Wish, *, quiet: bool = False) -> list[dict[str, Any]]:
     """Draws everything into `wish.to` and returns what was found: an entry per picture, frame and version."""
-    from trainyard_trainer.records import Object
-    from trainyard_trainer.voc_write import zip_writer
-
     told: list[dict[str, Any]] = []
-    wish.to.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        annotations = stack.enter_context(zip_writer(wish.voc)) if wish.voc else None
+        annotate = stack.enter_context(review(wish.voc, predictors[0])) if wish.voc else None
+        wish.to.mkdir(parents=True, exist_ok=True)
         films: dict[Path, Any] = {}
         for shot in shots(wish.places, wish.every):
             panels = []
@@ -80,9 +81,8 @@ def run(predictors: Sequence[Predictor], wish: Wish, *, quiet: bool = False) -> 
                     | ({"frame": shot.frame} if shot.frame is not None else {})
                 )
                 panels.append(panel(shot.pixels, found, predictor.name if len(predictors) > 1 else None))
-                if annotations is not None and number == 0 and predictor.finds_boxes:
-                    objects = [Object(one["label"], tuple(one["box"])) for one in found]
-                    annotations.add(shot.name, ".jpg", _jpeg(shot.pixels), shot.pixels.shape[1::-1], objects)
+                if annotate is not None and number == 0:
+                    annotate(shot, found)
             sheet = side_by_side(panels)
             if shot.frame is None:
                 sheet.save(wish.to / f"{shot.name}.jpg", quality=90)
@@ -95,6 +95,41 @@ def run(predictors: Sequence[Predictor], wish: Wish, *, quiet: bool = False) -> 
             if not quiet:
                 print(_line(shot, told[-len(predictors) :]))
     return told
+
+
+@contextmanager
+def review(path: Path, predictor: Predictor) -> Iterator[Callable[[Shot, Found_], None]]:
+    """A VOC zip of what a version says: boxes as objects, a class or tags as the lists `<label>_trainval.txt` that a training reads.
+
+    Gives what takes in a picture with what was found on it. Raises CLIError for a label that cannot name a list.
+    """
+    from trainyard_trainer.records import Object
+    from trainyard_trainer.voc_write import zip_writer
+
+    labels = () if predictor.finds_boxes else predictor.contract.labels
+    if unfit := [label for label in labels if "/" in label or "\\" in label]:
+        raise CLIError(
+            f"--voc writes a list for each label, and {unfit[0]!r} cannot be part of a file's name: leave --voc out."
+        )
+    stems: set[str] = set()
+    lists: dict[str, list[str]] = {label: [] for label in labels}
+    with zip_writer(path) as writer:
+
+        def add(shot: Shot, found: Found_) -> None:
+            # A line of a list ends its name at the first blank.
+            stem = "_".join(shot.name.split())
+            while stem in stems:
+                stem += "_"
+            stems.add(stem)
+            objects = [Object(one["label"], tuple(one["box"])) for one in found if "box" in one]
+            writer.add(stem, ".jpg", _jpeg(shot.pixels), shot.pixels.shape[1::-1], objects)
+            said = {one["label"] for one in found}
+            for label, lines in lists.items():
+                lines.append(f"{stem} {1 if label in said else -1}")
+
+        yield add
+        for label, lines in lists.items():
+            writer.add_list(f"{label}_trainval", lines)
 
 
 def shots(places: Sequence[Path], every: int = 1) -> Iterator[Shot]:
@@ -208,9 +243,10 @@ def _boxes(found: Detections, labels: Sequence[str], width: int, height: int) ->
 
 def _picture(file: Path) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return decode_shown(file.read_bytes(), MOST_PIXELS)
+    except Problem as problem:
+        raise CLIError(f"{file} {problem}.") from problem
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise CLIError(f"{file} cannot be read as a picture: {error}.") from error
 
 

@@ -193,7 +193,7 @@ def test_what_is_neither_picture_nor_video_is_said(trained: Trained, model: Call
     with pytest.raises(Exception, match="has no picture"):
         model("predict", tmp_path / "notes.txt", "-v", trained.version)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
-    with pytest.raises(Exception, match=r"broken\.jpg cannot be read as a picture"):
+    with pytest.raises(Exception, match=r"broken\.jpg is no picture that can be read"):
         model("predict", tmp_path / "broken.jpg", "-v", trained.version, "--to", tmp_path / "drawn")
 
 

@@ -8,17 +8,23 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
-from trainyard_trainer.records import Record
+from trainyard_api.architectures import Task
+from trainyard_cli.evaluation import Judge, in_turns
+from trainyard_trainer.prepare import prepare
+from trainyard_trainer.records import Record, Side
+from trainyard_trainer.split import known_from_json
+from trainyard_trainer.store import Storage
 from trainyard_trainer.voc import Dataset
 from trainyard_trainer.voc_image import decode
 
 from tests.commands import dataset as run
 from tests.trainer.conftest import Bucket
-from tests.trainer.vocfiles import HEIGHT, WIDTH, Files, found, good, load_uri, obj, picture, record, xml, zipped
+from tests.trainer.vocfiles import HEIGHT, WIDTH, Files, found, good, load_uri, obj, picture, record, spec, xml, zipped
 
 BOX = (12, 6, 40, 30)
 UNTRUE = ("BoxOriginOne", "BoxClipped", "BoxOutside", "BoxInverted", "SizeWrong", "SizeMissing", "FilenameWrong")
@@ -162,6 +168,26 @@ def test_split_writes_the_sides_that_a_training_would_draw(tmp_path: Path):
     assert again.returncode == 0
     assert (tmp_path / "b.zip").read_bytes() == (tmp_path / "c.zip").read_bytes()
     assert "sum up to 90" in run("split", tmp_path / "a.zip", "--to", tmp_path / "d.zip", "--test", 0).stderr
+
+
+def test_two_halves_look_at_every_image_with_the_version_that_did_not_train_on_it(tmp_path: Path):
+    zipped(good(40), tmp_path / "a.zip")
+    asked = ("--train", 50, "--validation", 50, "--test", 0)
+    done = run("split", tmp_path / "a.zip", "--to", tmp_path / "halves.zip", *asked)
+    assert "dataset.subsets: {train: {imageSet: train}, validation: {imageSet: val}}" in done.stdout
+    halves = []
+    for train, validation in (("train", "val"), ("val", "train")):
+        subsets = {"train": {"imageSet": train}, "validation": {"imageSet": validation}}
+        wanted = spec((tmp_path / "halves.zip").as_uri(), subsets=subsets)
+        halves.append(prepare(wanted, Task.DETECTION, Storage(), tmp_path / "cache", image_size=(64, 64)))
+    nobody = cast(Any, None)
+    judges = [Judge(nobody, known_from_json(half.to_json())) for half in halves]
+    turns = list(in_turns(judges, halves[0], quiet=True))
+    assert not any(turn.trained_on for turn in turns)
+    for judge, other in zip(judges, reversed(halves), strict=True):
+        members = [index for turn in turns if turn.judge is judge for index in turn.members]
+        assert sorted(members) == list(other.of(Side.TRAIN))
+        assert len(members) == 20
 
 
 def coco(images: int = 12) -> dict[str, list[dict[str, object]]]:

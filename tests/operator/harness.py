@@ -27,6 +27,7 @@ from trainyard_operator.cluster import (
 
 from devcluster.access import free_port
 
+QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 FAKE_TRAINER = Path(__file__).parent / "fake_trainer"
 POLL_SECONDS = 0.4
 FINAL = {"Succeeded", "Failed", "Stopped", "Canceled", "Aborted"}
@@ -209,6 +210,14 @@ class Yard:
             "spec": spec,
         }
         return await self.api.create(TRAINING_BUDGETS, body)
+
+    async def quota(self, name: str, hard: Mapping[str, str]) -> Object:
+        """A ResourceQuota; only once the quota controller has counted does the API server enforce it by number."""
+        metadata = {"namespace": self.namespace, "name": name}
+        body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": dict(hard)}}
+        made = await self.api.create(QUOTAS, body)
+        await self.object_until(QUOTAS, name, lambda status: status.get("used"))
+        return made
 
     async def object_until(
         self, resource: Resource, name: str, condition: Callable[[Object], Any], seconds: float = 60

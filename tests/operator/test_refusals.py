@@ -20,9 +20,8 @@ from trainyard_operator.reconcile import Reconciler
 from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Key, Kind, Watch
 
-from tests.operator.harness import Yard
+from tests.operator.harness import QUOTAS, Yard
 
-QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 POLICIES = Resource(
     "admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy", namespaced=False
 )
@@ -59,15 +58,7 @@ def metadata(name: str, namespace: str | None = None) -> Object:
 
 async def quota(api: Cluster, namespace: str) -> Callable[[], Any]:
     """No batch/v1 Job in the namespace; what raises it."""
-    body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata("team", namespace)}
-    await api.create(QUOTAS, body | {"spec": {"hard": {"count/jobs.batch": "0"}}})
-    # Only once the quota controller has counted does the API server enforce it by number.
-    deadline = time.monotonic() + 30
-    while True:
-        if (await api.get(QUOTAS, namespace, "team")).get("status", {}).get("used"):
-            break
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+    await Yard(api, namespace, None).quota("team", {"count/jobs.batch": "0"})
     raised = [{"op": "replace", "path": "/spec/hard/count~1jobs.batch", "value": "5"}]
     return lambda: api.patch(QUOTAS, namespace, "team", raised)
 

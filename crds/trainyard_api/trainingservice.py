@@ -143,8 +143,8 @@ class Standby(Model):
     surplus_time: datetime | None = Field(default=None, description="Since when there are more than should be.")
     failures: int = Field(default=0, ge=0, description="Those in a row that ended by themselves, or never got warm.")
     next_time: datetime | None = Field(default=None, description="None is made before.")
-    reason: Word | None = Field(default=None, description="Why the last one ended, as one word.")
-    message: Text | None = Field(default=None, description="Why the last one ended, as a sentence.")
+    reason: Word | None = Field(default=None, description="Why the last one ended, or none starts, as one word.")
+    message: Text | None = Field(default=None, description="Why the last one ended, or none starts, as a sentence.")
 
 
 class AdmittedJob(Model):

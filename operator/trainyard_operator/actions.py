@@ -35,7 +35,6 @@ from trainyard_operator.decide.model import (
     CreateHeadless,
     CreateJob,
     CreateService,
-    CreateStandby,
     CreateVersion,
     DeleteJob,
     DeletePod,
@@ -43,6 +42,7 @@ from trainyard_operator.decide.model import (
     HandOver,
     JobView,
     LowerDeadline,
+    ServiceAction,
     ServiceView,
     WriteVersionStatus,
 )
@@ -97,29 +97,25 @@ class Actions:
         # What a deletion leads to is seen by the watches: until then nothing has changed for a decision.
         return False
 
-    async def carry_out_for_service(self, service: ServiceView, action: CreateStandby | DeleteJob) -> None:
+    async def carry_out_for_service(self, service: ServiceView, action: ServiceAction) -> bool:
         """Raises a `ClusterError` or `ManifestError`."""
         namespace = service.metadata.namespace
         if isinstance(action, DeleteJob):
             await self._cluster.delete(JOBS, namespace, action.name, uid=action.uid)
-            return
+            return False
         owner = manifests.Owner(service.metadata.name, namespace, service.metadata.uid)
         body = standby_manifests.standby_job(owner, action.name, service.spec, self._intake(), self._settings)
         created, _ = await self._cluster.create_or_adopt(JOBS, body)
-        self._watch.arrived(self._caches.attempt_jobs, created)
+        return self._watch.arrived(self._caches.attempt_jobs, created)
 
     def standby_template(self, service: ServiceView) -> str:
-        """Digest of what a standby instance of the service would be made of now; empty: it can have none."""
+        """Digest of what a standby instance of the service would be made of now; empty: it can have none. Raises `ManifestError`."""
         if service.spec.queue.kueue_queue_name or service.spec.instance.nodes > 1:
             return ""
         scaling = service.spec.scaling
         if scaling.type is ScalingType.AUTOSCALE and not scaling.min_instances and service.status.standby is None:
             return ""
-        try:
-            return standby_manifests.standby_digest(service.metadata.name, service.spec, self._intake(), self._settings)
-        except manifests.ManifestError as error:
-            logger.warning("%s/%s: no standby: %s", service.metadata.namespace, service.metadata.name, error)
-            return ""
+        return standby_manifests.standby_digest(service.metadata.name, service.spec, self._intake(), self._settings)
 
     async def _hand_over(self, job: JobView, action: HandOver) -> bool:
         """Owner, labels and RunSpec of the Job, then labels and deadline of the pod: what is there already is left as it is."""

@@ -7,7 +7,7 @@ before its action; then the Events about it; then the actions. Whatever fails en
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,6 +46,7 @@ from trainyard_operator.decide.model import (
     BudgetSnapshot,
     BudgetView,
     CreateJob,
+    CreateStandby,
     CreateVersion,
     Defaults,
     EventView,
@@ -56,7 +57,9 @@ from trainyard_operator.decide.model import (
     Note,
     QueuePlace,
     Refusal,
+    ServiceAction,
     ServiceSnapshot,
+    ServiceView,
     VersionView,
     name_of,
 )
@@ -81,6 +84,8 @@ COUNT_SECONDS = 1.0
 
 # A pod younger than this is on its ordinary way; its Events are not asked for.
 QUIET_SECONDS = 5.0
+# Those about a service's standby instances at most this often: a service that starts many jobs is looked at many times a second.
+STANDBY_EVENTS_SECONDS = 3.0
 # After a write that found the object changed: the next look comes at once, but never as a busy loop.
 STALE_SECONDS = 0.02
 
@@ -108,6 +113,7 @@ class Reconciler:
         self._refusals: dict[Key, dict[tuple[str, str], Refusal]] = {}
         self._counted: dict[Key, float] = {}
         self._placed: dict[Key, float] = {}
+        self._standby_events: dict[Key, tuple[float, tuple[EventView, ...]]] = {}
         self._defaults = Defaults(
             service=({"secretNames": list(secrets)} if (secrets := settings.default_secret_names) else {})
             | settings.default_service,
@@ -170,23 +176,28 @@ class Reconciler:
         for action in actions:
             if waits_for(action, undone):
                 continue
-            self._metrics.actions.labels(type(action).__name__).inc()
-            try:
-                changed = await self._actions.carry_out(job, snapshot.service, action)
-            except (ClusterError, ManifestError) as error:
-                if not _is_refusal(action, error):
-                    raise
+            changed = await self._try(key, action, self._actions.carry_out(job, snapshot.service, action))
+            if isinstance(changed, Refusal):
                 undone.append(action)
-                self._refused(key, job, action, error)
-                changed = True
-            else:
-                self._refusals.get(key, {}).pop((type(action).__name__, name_of(action)), None)
+                if not tells(job.status.state, action):
+                    self._emit(TRAINING_JOBS, job.metadata, [_refused(changed)])
             if changed and (undone or not starts or not isinstance(action, CreateVersion | CreateJob)):
                 self._watch.queue.add(key, Urgency.HIGH)
 
-    def _refused(self, key: Key, job: JobView, action: Action, error: ClusterError | ManifestError) -> None:
-        """Remember it for the next look; where the job's own words are final, an Event alone tells."""
+    async def _try(self, key: Key, action: Action | ServiceAction, doing: Awaitable[bool]) -> bool | Refusal:
+        """Whether the next look sees something new. A refusal is remembered for it: its status tells, else an Event."""
         name = (type(action).__name__, name_of(action))
+        self._metrics.actions.labels(name[0]).inc()
+        try:
+            changed = await doing
+        except (ClusterError, ManifestError) as error:
+            if not _is_refusal(action, error):
+                raise
+            return self._remember(key, name, error)
+        self._refusals.get(key, {}).pop(name, None)
+        return changed
+
+    def _remember(self, key: Key, name: tuple[str, str], error: ClusterError | ManifestError) -> Refusal:
         held = self._refusals.setdefault(key, {})
         tries = held[name].tries + 1 if name in held else 1
         status, reason = (error.status, error.reason) if isinstance(error, ClusterError) else (0, "")
@@ -194,8 +205,7 @@ class Reconciler:
         held[name] = Refusal(*name, str(error), retry_time(now, tries), status, reason, tries)
         self._metrics.refusals.labels(name[0]).inc()
         logger.info("%s: %s was refused (%d times): %s", key, name[0], tries, error)
-        if not tells(job.status.state, action):
-            self._emit(TRAINING_JOBS, job.metadata, [Note("ActionRefused", str(error), warning=True)])
+        return held[name]
 
     async def _job_snapshot(self, job: JobView) -> JobSnapshot:
         namespace, name = job.metadata.namespace, job.metadata.name
@@ -306,22 +316,14 @@ class Reconciler:
 
     async def _reconcile_service(self, key: Key) -> float | None:
         name = (key.namespace, key.name)
+        events = await self._events_about_standby(key)
         entry = self._caches.services.entry(name)
         if entry is None:
             self._metrics.forget_service(*name)
-            self._counted.pop(key, None)
-            self._placed.pop(key, None)
+            for kept in (self._counted, self._placed, self._standby_events, self._refusals):
+                kept.pop(key, None)
             return None
-        snapshot = ServiceSnapshot(
-            now=self._now(),
-            service=entry.view,
-            tally=self._caches.tally(name),
-            standby_jobs=self._caches.attempt_jobs.by("standby", name),
-            standby_template=self._actions.standby_template(entry.view),
-            nodes=self._nodes(),
-            defaults=self._defaults,
-        )
-        plan = service.decide_service(snapshot)
+        plan = service.decide_service(self._service_snapshot(key, entry.view, events))
         raw = entry.status or {}
         new = plan.status.to_dict()
         operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
@@ -338,15 +340,47 @@ class Reconciler:
             if not await self._write(TRAINING_SERVICES, key, tests, operations, entry.view.metadata):
                 return STALE_SECONDS
         self._emit(TRAINING_SERVICES, entry.view.metadata, plan.events)
+        undone: list[ServiceAction] = []
         for action in plan.actions:
-            self._metrics.actions.labels(type(action).__name__).inc()
-            try:
-                await self._actions.carry_out_for_service(entry.view, action)
-            except (RejectedError, ManifestError) as error:
-                self._emit(TRAINING_SERVICES, entry.view.metadata, [Note("ActionRefused", str(error), warning=True)])
-                raise
+            if waits_for(action, undone):
+                continue
+            changed = await self._try(key, action, self._actions.carry_out_for_service(entry.view, action))
+            if isinstance(changed, Refusal):
+                undone.append(action)
+                self._watch.queue.add(key, Urgency.HIGH)
+                if not isinstance(action, CreateStandby):
+                    self._emit(TRAINING_SERVICES, entry.view.metadata, [_refused(changed)])
         looks = (self._seconds_until(plan.look_again_at), self._show_places(key, plan.misplaced))
         return min((seconds for seconds in looks if seconds is not None), default=None)
+
+    def _service_snapshot(self, key: Key, view: ServiceView, events: tuple[EventView, ...]) -> ServiceSnapshot:
+        name, template, refused = (key.namespace, key.name), "", ""
+        try:
+            template = self._actions.standby_template(view)
+        except ManifestError as error:
+            refused = str(error)
+        return ServiceSnapshot(
+            now=self._now(),
+            service=view,
+            tally=self._caches.tally(name),
+            standby_jobs=self._caches.attempt_jobs.by("standby", name),
+            standby_template=template,
+            standby_refused=refused,
+            events=events,
+            refusals=tuple(self._refusals.get(key, {}).values()),
+            nodes=self._nodes(),
+            defaults=self._defaults,
+        )
+
+    async def _events_about_standby(self, key: Key) -> tuple[EventView, ...]:
+        jobs = self._caches.attempt_jobs.by("standby", (key.namespace, key.name))
+        asked, events = self._standby_events.get(key, (-math.inf, ()))
+        if jobs and time.monotonic() >= asked + STANDBY_EVENTS_SECONDS:
+            pods = self._caches.tally((key.namespace, key.name)).standby_pods
+            waiting = [pod for job in jobs if (pod := pods.get(job.metadata.uid))]
+            events = await self._events_about(key.namespace, jobs, waiting)
+            self._standby_events[key] = time.monotonic(), events
+        return events
 
     def _show_places(self, service: Key, jobs: Sequence[str]) -> float | None:
         """Let the first of a queue write their places, now and then only; seconds until that is due."""
@@ -506,13 +540,18 @@ def _is_urgent(operations: Sequence[Mapping[str, Any]], raw: Object) -> bool:
     return False
 
 
-def _is_refusal(action: Action, error: ClusterError | ManifestError) -> bool:
+def _is_refusal(action: Action | ServiceAction, error: ClusterError | ManifestError) -> bool:
     """Whether a person, or time, has to change something before the action can succeed; else it is a race or a moment's trouble."""
     if isinstance(error, ManifestError | RejectedError):
         return True
     if isinstance(error, ForeignObjectError):
-        return not isinstance(action, CreateVersion)  # there the next number is taken
+        # There the next number is taken, or a namesake is just being deleted.
+        return not isinstance(action, CreateVersion | CreateStandby)
     return "failed calling webhook" in str(error)
+
+
+def _refused(refusal: Refusal) -> Note:
+    return Note("ActionRefused", refusal.message, warning=True)
 
 
 def _event_time(event: EventView) -> datetime:

@@ -1,7 +1,7 @@
 """What a service does for a team, on the real control plane: queue, budget, scale."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import pytest_asyncio
 from trainyard_operator.cluster import JOBS, PODS, SERVICES, TRAINING_BUDGETS, TRAINING_SERVICES, Cluster
 
 from devcluster import Cluster as Devcluster
-from tests.operator.harness import FAKE_TRAINER, Operator, Yard
+from tests.operator.harness import FAKE_TRAINER, QUOTAS, Object, Operator, Yard
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(280), pytest.mark.xdist_group("services")]
 
@@ -141,6 +141,47 @@ async def test_a_warm_instance_takes_a_job_over_and_is_replaced(yard: Yard):
     await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("standbyInstances") == 1)
     await yard.patch_service("warm", scaling__minInstances=0, scaling__idleSeconds=0)
     await yard.object_until(TRAINING_SERVICES, "warm", lambda s: s.get("instances") == 0)
+
+
+async def test_what_keeps_a_warm_instance_from_starting_shows_on_its_service_until_one_starts(yard: Yard):
+    def says(*words: str) -> Callable[[Object], bool]:
+        def holds(status: Object) -> bool:
+            said = {c["type"]: c for c in status.get("conditions", ())}
+            bad = said.get("Degraded", {}).get("status") == "True" and said["Available"]["status"] == "False"
+            return bad and all(word in said["Degraded"]["message"] for word in words)
+
+        return holds
+
+    quota = await yard.quota("scarce", {"pods": "0"})
+    try:
+        await yard.service("scarce", scaling={"minInstances": 1, "maxInstances": 1})
+        status = await yard.object_until(
+            TRAINING_SERVICES, "scarce", says("cannot start: ", "ResourceQuota scarce of namespace")
+        )
+        [name] = status["standby"]["jobs"]
+        assert (status["standby"]["reason"], status["standby"].get("failures", 0)) == ("Quota", 0)
+        assert "Quota" in [event["reason"] for event in await yard.events("scarce", "TrainingService")]
+        # A machine type that the chart does not know.
+        await yard.patch_service("scarce", instance__machineType="a100")
+        status = await yard.object_until(
+            TRAINING_SERVICES, "scarce", says("can have no standby: machineType a100 is not in")
+        )
+        assert status["standby"].get("jobs", []) == []
+        # The Job itself is refused.
+        none = [{"op": "add", "path": "/spec/hard", "value": {"count/jobs.batch": "0"}}]
+        await yard.api.patch(QUOTAS, yard.namespace, "scarce", none)
+        await yard.object_until(QUOTAS, "scarce", lambda status: "count/jobs.batch" in status["used"])
+        known = [{"op": "remove", "path": "/spec/instance/machineType"}]
+        await yard.api.patch(TRAINING_SERVICES, yard.namespace, "scarce", known)
+        status = await yard.object_until(
+            TRAINING_SERVICES, "scarce", says("cannot create standby Job", "ResourceQuota scarce")
+        )
+        assert status["standby"]["jobs"] != [name]
+    finally:
+        await yard.api.delete(QUOTAS, yard.namespace, "scarce", uid=quota["metadata"]["uid"])
+    status = await yard.object_until(TRAINING_SERVICES, "scarce", lambda s: s.get("standbyInstances") == 1)
+    assert (status["state"], status["standby"].get("reason")) == ("Available", None)
+    await yard.patch_service("scarce", scaling__maxInstances=0)
 
 
 @pytest.mark.usefixtures("only_gang")

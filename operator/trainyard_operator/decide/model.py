@@ -361,6 +361,12 @@ class ServiceSnapshot:
     """Every batch/v1 Job of the service that is labelled as standby."""
     standby_template: str = ""
     """Digest of what a standby would be made of now; empty: the service has none."""
+    standby_refused: str = ""
+    """Why this installation makes none, as a sentence without its end; the digest is empty then."""
+    events: tuple[EventView, ...] = ()
+    """Events about the standby Jobs and their pods."""
+    refusals: tuple[Refusal, ...] = ()
+    """What the API server did not let this operator do for the service, as it last said."""
     nodes: Mapping[str, NodeView] | None = None
     """Nodes by name; None where the operator may not read them."""
     defaults: Defaults = field(default_factory=Defaults)
@@ -489,9 +495,10 @@ Action = (
     | DeleteJob
     | DeleteTrainingJob
 )
+ServiceAction = CreateStandby | DeleteJob
 
 
-def name_of(action: Action) -> str:
+def name_of(action: Action | ServiceAction) -> str:
     """Name of the object that an action is about."""
     match action:
         case CreateJob() | HandOver():
@@ -527,7 +534,7 @@ class ServicePlan:
     `admission.revision`."""
     misplaced: tuple[str, ...] = ()
     """Names of waiting jobs whose status shows another place than they have: to be reconciled now and then."""
-    actions: tuple[CreateStandby | DeleteJob, ...] = ()
+    actions: tuple[ServiceAction, ...] = ()
     events: tuple[Note, ...] = ()
     look_again_at: datetime | None = None
 

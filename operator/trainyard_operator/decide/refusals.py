@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from math import ceil
+from typing import TypeVar
 
 from trainyard_api.trainingjob import JobState
 
@@ -19,19 +20,24 @@ from trainyard_operator.decide.model import (
     CreateHeadless,
     CreateJob,
     CreateService,
+    CreateStandby,
     CreateVersion,
     DeleteTrainingJob,
     HandOver,
     Refusal,
+    ServiceAction,
     name_of,
 )
 from trainyard_operator.status import OVER
 
+_Action = TypeVar("_Action", bound=Action | ServiceAction)
+
 LONGEST_WAIT_SECONDS = 30
-MAKES = (CreateService, CreateVersion, CreateHeadless, CreateJob, HandOver)
+MAKES = (CreateService, CreateVersion, CreateHeadless, CreateJob, CreateStandby, HandOver)
 
 KINDS: dict[str, tuple[str, str]] = {
     "CreateJob": ("create Job", "jobs.batch"),
+    "CreateStandby": ("create standby Job", "jobs.batch"),
     "CreateHeadless": ("create Service", "services"),
     "HandOver": ("hand over Job", "jobs.batch"),
     "CreateVersion": ("create ModelVersion", "modelversions.trainyard.dev"),
@@ -53,34 +59,39 @@ def retry_time(now: datetime, tries: int) -> datetime:
 
 
 def with_refusals(case: Case, draft: Draft, actions: Sequence[Action]) -> tuple[Draft, tuple[Action, ...]]:
-    """The draft that says what was refused, and the actions, in order, without those whose time has not come again.
+    """The draft that says what was refused, and the actions that are to be tried now. A final state keeps its own words."""
+    kept, refused = sorted_out(actions, case.snapshot.refusals, case.now)
+    told = next((refusal for action, refusal in refused if tells(draft.status.state, action)), None)
+    if told is not None:
+        found = diagnose_refusal(told, Subject(case.namespace, case.service_name))
+        draft = draft.say(draft.status.state, found.reason, found.message)
+    return draft.look_at(*(refusal.retry_at for _, refusal in refused if refusal.retry_at > case.now)), kept
+
+
+def sorted_out(
+    actions: Sequence[_Action], refusals: Sequence[Refusal], now: datetime
+) -> tuple[tuple[_Action, ...], tuple[tuple[_Action, Refusal], ...]]:
+    """The actions, in order, that are to be tried now, and those of all `actions` that were refused, each with its refusal.
 
     What is made depends on what is made before it (the Job on its version), and the job itself goes last of all; everything
-    else is done whatever was refused. A final state keeps its own words.
+    else is done whatever was refused.
     """
-    held: list[Action] = []
-    kept: list[Action] = []
-    said = False
+    by_name = {(refusal.action, refusal.name): refusal for refusal in refusals}
+    held: list[_Action] = []
+    kept: list[_Action] = []
+    refused: list[tuple[_Action, Refusal]] = []
     for action in actions:
-        refusal = refusal_of(case, action)
-        if refusal is not None and not said and tells(draft.status.state, action):
-            found = diagnose_refusal(refusal, Subject(case.namespace, case.service_name))
-            draft = draft.say(draft.status.state, found.reason, found.message)
-            said = True
-        if refusal is not None and refusal.retry_at > case.now:
+        refusal = by_name.get((type(action).__name__, name_of(action)))
+        if refusal is not None:
+            refused.append((action, refusal))
+        if refusal is not None and refusal.retry_at > now:
             held.append(action)
-            draft = draft.look_at(refusal.retry_at)
         elif not waits_for(action, held):
             kept.append(action)
-    return draft, tuple(kept)
+    return tuple(kept), tuple(refused)
 
 
-def refusal_of(case: Case, action: Action) -> Refusal | None:
-    wanted = (type(action).__name__, name_of(action))
-    return next((r for r in case.snapshot.refusals if (r.action, r.name) == wanted), None)
-
-
-def waits_for(action: Action, undone: Sequence[Action]) -> bool:
+def waits_for(action: Action | ServiceAction, undone: Sequence[Action | ServiceAction]) -> bool:
     """Whether the action makes no sense before those that could not be done."""
     if isinstance(action, DeleteTrainingJob):
         return bool(undone)

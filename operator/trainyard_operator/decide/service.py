@@ -65,7 +65,7 @@ def _admitted(snapshot: ServiceSnapshot) -> tuple[Admission, StandbyPlan]:
 
 
 def _standby_trouble(standby: Standby | None) -> tuple[str, str] | None:
-    if standby is None or not standby.failures:
+    if standby is None or standby.reason is None:
         return None
     reason = standby.reason if standby.reason in SERVICE_REASONS else "CrashLoop"
     return reason, standby.message or ""

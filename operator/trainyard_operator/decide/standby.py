@@ -4,6 +4,7 @@ A standby is a batch/v1 Job that the service owns. Its name is written into the 
 made twice; one that the status does not name is deleted. An execution takes one by the batch: the same write takes the name
 out of the list and puts it into the job's entry, so that no two can have it. From there the job's ledger goes on
 (`execution`: owner, labels, deadline, RunSpec). One that ends by itself, or does not get warm, is replaced with a growing delay.
+What is wrong with them is in the status, for the service's condition.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from trainyard_api.trainingservice import (
     TrainingServiceSpec,
 )
 
-from trainyard_operator.decide.denials import Subject
+from trainyard_operator.decide.degradation import CRASHES
+from trainyard_operator.decide.denials import Diagnosis, Subject
 from trainyard_operator.decide.diagnosis import diagnose
+from trainyard_operator.decide.execution import DIAGNOSIS_SECONDS, QUIET
 from trainyard_operator.decide.model import (
     LABEL_STANDBY,
     AttemptJob,
@@ -29,9 +32,12 @@ from trainyard_operator.decide.model import (
     CreateStandby,
     DeleteJob,
     Metadata,
+    Refusal,
+    ServiceAction,
     ServiceSnapshot,
 )
 from trainyard_operator.decide.nodes import is_lost
+from trainyard_operator.decide.refusals import diagnose_refusal, sorted_out
 from trainyard_operator.status import text
 
 MAX_NAME = 36
@@ -48,7 +54,7 @@ class StandbyPlan:
     status: Standby | None
     ready: tuple[StandbyInstance, ...] = ()
     """Those that an execution may take now, the oldest first."""
-    actions: tuple[CreateStandby | DeleteJob, ...] = ()
+    actions: tuple[ServiceAction, ...] = ()
     look_again_at: datetime | None = None
 
 
@@ -64,6 +70,13 @@ class _Seen:
     def ready(self) -> bool:
         pod = self.pod
         return pod is not None and not pod.over and pod.metadata.deletion_time is None and bool(pod.condition("Ready"))
+
+    @property
+    def running(self) -> bool:
+        return self.pod is not None and self.pod.trainer is not None and self.pod.trainer.running
+
+    def __str__(self) -> str:
+        return f"Pod {self.pod.metadata.name} of standby {self.name}" if self.pod else f"Standby {self.name}"
 
 
 def wanted(scaling: Scaling, busy: int) -> int:
@@ -81,7 +94,8 @@ def eligible(job: TrainingJobSpec, service: TrainingServiceSpec) -> bool:
 
 def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy: int) -> StandbyPlan:
     """What becomes of the standby instances; `batch` and `busy` are those before any is taken now."""
-    if not (snapshot.standby_template or snapshot.standby_jobs or snapshot.service.status.standby):
+    possible = snapshot.standby_template or snapshot.standby_refused
+    if not (possible or snapshot.standby_jobs or snapshot.service.status.standby):
         return StandbyPlan(None)  # the usual service: nothing to look through its jobs for
     old = snapshot.service.status.standby or Standby()
     taken = _taken(snapshot, batch)
@@ -93,24 +107,24 @@ def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy
         elif not _outdated(snapshot, each):
             kept.append(each)
     status, kept, look = _trimmed(snapshot, status, kept, busy)
-    if any(each.ready and _age(each, snapshot.now) >= PROVEN for each in kept):
+    scaling = snapshot.service.spec.scaling
+    count, needless = wanted(scaling, busy), not possible or wanted(scaling, 0) == 0
+    proven = [each for each in kept if each.ready and _age(each, snapshot.now) >= PROVEN]
+    if needless or proven:
         status = status.model_copy(update={"failures": 0, "next_time": None, "reason": None, "message": None})
     names = tuple(each.name for each in kept)
-    made = _new(snapshot, status, wanted(snapshot.service.spec.scaling, busy) - len(kept))
+    made = _new(snapshot, status, count - len(kept))
     status = status.model_copy(update={"jobs": names + made, "number": status.number + len(made)})
-    listed = set(status.jobs)
-    known = {job.metadata.name for job in snapshot.standby_jobs}
-    actions: list[CreateStandby | DeleteJob] = [CreateStandby(name) for name in status.jobs if name not in known]
-    actions += [
-        DeleteJob(job.metadata.name, job.metadata.uid)
-        for job in snapshot.standby_jobs
-        if job.metadata.name not in listed | taken and job.metadata.deletion_time is None
-    ]
+    actions, refused = sorted_out(_wished(snapshot, status, taken), snapshot.refusals, snapshot.now)
+    if not needless:
+        refusals = [refusal for action, refusal in refused if isinstance(action, CreateStandby)]
+        starting = bool(batch) or snapshot.tally.starting > 0
+        status = _told(status, _troubles(snapshot, kept, refusals), kept, count, starting=starting)
     ready = tuple(_instance(each) for each in kept if each.ready)
-    looks = [
-        time for time in (look, status.next_time, *_start_deadlines(snapshot, kept)) if time and time > snapshot.now
-    ]
-    return StandbyPlan(status if status != Standby() else None, ready, tuple(actions), min(looks, default=None))
+    times = [look, status.next_time, *(refusal.retry_at for _, refusal in refused)]
+    times += [time for each in kept for time in _start_looks(snapshot, each)]
+    soon = min((time for time in times if time and time > snapshot.now), default=None)
+    return StandbyPlan(status if status != Standby() else None, ready, actions, soon)
 
 
 def take(
@@ -181,10 +195,18 @@ def _failure(snapshot: ServiceSnapshot, each: _Seen) -> tuple[str, str] | None:
     deadline = _start_deadline(snapshot, each)
     if deadline is None or deadline > snapshot.now:
         return None
-    name, namespace = snapshot.service.metadata.name, snapshot.service.metadata.namespace
-    found = diagnose(job, (pod,) if pod else (), (), Subject(namespace, name, snapshot.nodes))
+    found = _diagnosis(snapshot, each)
     why = found.message if found else "its trainer runs and does not say that it is warm; look at its log."
-    return (found.reason if found and found.blocked else "CrashLoop"), f"Standby {each.name} did not get warm: {why}"
+    return (found.reason if found and found.blocked else "CrashLoop"), f"{each} did not get warm: {why}"
+
+
+def _diagnosis(snapshot: ServiceSnapshot, each: _Seen) -> Diagnosis | None:
+    return diagnose(each.job, (each.pod,) if each.pod else (), snapshot.events, _subject(snapshot))
+
+
+def _subject(snapshot: ServiceSnapshot) -> Subject:
+    service = snapshot.service.metadata
+    return Subject(service.namespace, service.name, snapshot.nodes)
 
 
 def _ended(pod: AttemptPod) -> tuple[str, str]:
@@ -206,8 +228,50 @@ def _start_deadline(snapshot: ServiceSnapshot, each: _Seen) -> datetime | None:
     return each.job.metadata.creation_time + timedelta(seconds=snapshot.service.spec.execution.start_timeout_seconds)
 
 
-def _start_deadlines(snapshot: ServiceSnapshot, kept: list[_Seen]) -> list[datetime | None]:
-    return [_start_deadline(snapshot, each) for each in kept]
+def _start_looks(snapshot: ServiceSnapshot, each: _Seen) -> tuple[datetime, ...]:
+    """When to look again at one that is not warm: what keeps it from starting may show in Events alone."""
+    deadline = _start_deadline(snapshot, each)
+    if deadline is None or each.running:
+        return (deadline,) if deadline else ()
+    return deadline, snapshot.now + timedelta(seconds=DIAGNOSIS_SECONDS)
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------------
+
+
+def _troubles(snapshot: ServiceSnapshot, kept: list[_Seen], refusals: list[Refusal]) -> list[tuple[str, str]]:
+    """Reason and sentence of all that somebody has to mend before a standby can start."""
+    subject = _subject(snapshot)
+    denied = [diagnose_refusal(refusal, subject) for refusal in refusals]
+    if snapshot.standby_refused:
+        said = f"TrainingService {subject.service} can have no standby: {snapshot.standby_refused}."
+        denied.append(Diagnosis("NotAllowed", said))
+    found = [(each, _diagnosis(snapshot, each)) for each in kept if _had_time(each, snapshot.now)]
+    return [(d.reason, text(d.message)) for d in denied if d.blocked] + [
+        (d.reason, text(f"{each} cannot start: {d.message}")) for each, d in found if d and d.blocked
+    ]
+
+
+def _had_time(each: _Seen, now: datetime) -> bool:
+    """Whether it has had its time to start quietly: one may wait for a moment for what another leaves."""
+    made = each.job.metadata.creation_time if each.job else None
+    return made is not None and now >= made + QUIET
+
+
+def _told(
+    status: Standby, troubles: list[tuple[str, str]], kept: list[_Seen], count: int, *, starting: bool
+) -> Standby:
+    """The status that tells the trouble. As with jobs (`degradation`) it lasts until something starts: all of the `count` that there
+    should be run, after a failure are warm; an execution counts where none is left. What ended one by itself lasts longer."""
+    before = (status.reason or "", status.message or "")
+    if troubles:
+        reason, message = before if before in troubles else troubles[0]
+        return status.model_copy(update={"reason": reason, "message": message})
+    well = all(each.ready or (each.running and not status.failures) for each in kept)
+    started = well and len(kept) >= count and (bool(kept) or not starting)
+    if started and status.reason not in CRASHES:
+        return status.model_copy(update={"reason": None, "message": None})
+    return status
 
 
 # --- how many -------------------------------------------------------------------------------------------------------------
@@ -253,6 +317,18 @@ def _new(snapshot: ServiceSnapshot, status: Standby, missing: int) -> tuple[str,
     # After a failure one at a time shows whether it is mended.
     count = min(missing, 1 if status.failures else BATCH)
     return tuple(f"{_stem(service.metadata)}-{status.number + 1 + n}" for n in range(max(0, count)))
+
+
+def _wished(snapshot: ServiceSnapshot, status: Standby, taken: set[str]) -> list[ServiceAction]:
+    """What brings the Jobs to those that the status lists, refused or not."""
+    known = {job.metadata.name for job in snapshot.standby_jobs}
+    made = [CreateStandby(name) for name in status.jobs if name not in known]
+    gone = [
+        DeleteJob(job.metadata.name, job.metadata.uid)
+        for job in snapshot.standby_jobs
+        if job.metadata.name not in taken.union(status.jobs) and job.metadata.deletion_time is None
+    ]
+    return [*made, *gone]
 
 
 def _stem(service: Metadata) -> str:

@@ -8,7 +8,17 @@ from trainyard_api.report import Phase
 from trainyard_api.trainingjob import Cause, JobState
 from trainyard_api.trainingservice import Scaling, ScalingType, Standby, TrainingServiceStatus
 from trainyard_operator.decide import admission, standby
-from trainyard_operator.decide.model import HandOver, ObjectCondition
+from trainyard_operator.decide.model import (
+    ContainerView,
+    EventView,
+    HandOver,
+    ObjectCondition,
+    Refusal,
+    ServiceAction,
+    Waiting,
+)
+from trainyard_operator.decide.refusals import retry_time
+from trainyard_operator.decide.service import decide_service
 
 from tests.operator.decide.world import World, job_spec, published
 
@@ -38,6 +48,35 @@ def listed(world: World) -> Standby:
 
 def degraded(world: World) -> tuple[str, str, str]:
     return next((c.status.value, c.reason, c.message) for c in status(world).conditions if c.type == "Degraded")
+
+
+def available(world: World) -> str:
+    return next(c.status.value for c in status(world).conditions if c.type == "Available")
+
+
+def cold_world(**service: Any) -> tuple[World, str]:
+    """A service whose only standby has been made; its Job's name."""
+    world = World()
+    world.serve(SERVICE, **MIN_ONE | service)
+    world.settle()
+    return world, listed(world).jobs[0]
+
+
+def image_pull(world: World, reason: str = "ImagePullBackOff") -> None:
+    """The images of all pods that there are cannot be pulled."""
+    waiting = ContainerView("trainer", waiting=Waiting(reason, 'Back-off pulling image "a:1": no such host'))
+    for pod in list(world.pods.values()):
+        world.change(pod, node="node-0", containers=(waiting,))
+
+
+def later(world: World, seconds: float = 6) -> None:
+    world.tick(seconds)
+    world.kubelet()
+    world.settle()
+
+
+def event(uid: str, reason: str, message: str) -> EventView:
+    return EventView("", "", uid, reason, message)
 
 
 @pytest.mark.parametrize(
@@ -275,3 +314,192 @@ def test_a_warm_instance_is_handed_over_by_the_look_that_follows_at_once():
     plan = world.reconcile("cells")
     assert (world.status("cells").attempts[0].standby, plan.look_again_at) == (True, world.now)
     assert any(isinstance(action, HandOver) for action in world.reconcile("cells").actions)
+
+
+# --- what keeps one from starting shows on the service -------------------------------------------------------------------------
+
+CREATING = 'Error creating: pods "a" is forbidden: '
+NO_POD = [
+    (
+        CREATING + "exceeded quota: team, requested: pods=1, used: pods=4, limited: pods=4",
+        "Quota",
+        "ResourceQuota team",
+    ),
+    (
+        CREATING + 'error looking up service account vision/t: serviceaccount "t" not found',
+        "CrashLoop",
+        "service account",
+    ),
+    (
+        CREATING + 'violates PodSecurity "restricted:latest": runAsNonRoot != true',
+        "CrashLoop",
+        "does not allow the pod",
+    ),
+    ('Error creating: admission webhook "v.example" denied the request: no cost centre', "CrashLoop", "no cost centre"),
+]
+
+
+@pytest.mark.parametrize(("said", "reason", "words"), NO_POD)
+def test_why_its_pod_is_not_made_is_told_at_once_and_when_its_time_is_over(said: str, reason: str, words: str):
+    world, name = cold_world(execution={"startTimeoutSeconds": 60})
+    world.pods.clear()
+    world.events.append(event(world.attempt_jobs[name].metadata.uid, "FailedCreate", said))
+    assert degraded(world)[0] == "False"
+    later(world)
+    assert (*degraded(world)[:2], available(world)) == ("True", reason, "False")
+    assert degraded(world)[2].startswith(f"Standby {name} cannot start: ")
+    assert words in degraded(world)[2]
+    later(world, 60)
+    assert (listed(world).jobs, listed(world).failures) == ((), 1)
+    assert f"Standby {name} did not get warm: " in degraded(world)[2]
+    assert words in degraded(world)[2]
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "words"),
+    [
+        ("FailedMount", 'MountVolume.SetUp failed for volume "secret-5" : secret "s3" not found', "Secret s3"),
+        (
+            "FailedMount",
+            'MountVolume.SetUp failed for volume "cache" : no such device',
+            "cannot be mounted on node node-0",
+        ),
+        ("FailedCreatePodSandBox", "plugin type=calico failed", "cannot set the pod's network up"),
+    ],
+)
+def test_why_its_pod_is_not_set_up_is_told(reason: str, message: str, words: str):
+    world, name = cold_world()
+    pod = world.pods[f"{name}-x"]
+    world.change(pod, node="node-0", containers=(ContainerView("trainer", waiting=Waiting("ContainerCreating")),))
+    world.events.append(event(pod.metadata.uid, reason, message))
+    later(world)
+    assert degraded(world)[0] == "True"
+    assert degraded(world)[2].startswith(f"Pod {name}-x of standby {name} cannot start: ")
+    assert words in degraded(world)[2]
+
+
+def test_an_image_that_cannot_be_pulled_shows_soon_and_until_one_starts():
+    world, name = cold_world()
+    image_pull(world)
+    world.settle()
+    assert degraded(world)[0] == "False"  # it has its quiet time
+    later(world)
+    said = degraded(world)
+    assert said[:2] == ("True", "ImagePull")
+    for reason in ("ErrImagePull", "ContainerCreating", "ImagePullBackOff"):
+        image_pull(world, reason)
+        later(world)
+        assert degraded(world) == said
+    waiting = world.pods[f"{name}-x"]
+    world.change(waiting, containers=(ContainerView("trainer", running=True),))
+    world.settle()
+    assert (degraded(world)[0], available(world), status(world).standby_instances) == ("False", "True", 0)
+    assert [note.reason for of, note in world.notes if of == SERVICE] == ["Available", "ImagePull", "Recovered"]
+
+
+def test_the_trouble_shows_from_one_standby_to_the_next_until_one_is_warm():
+    world, first = cold_world(execution={"startTimeoutSeconds": 60})
+    seen: list[tuple[str, str]] = []
+    for _ in range(40):
+        image_pull(world)
+        later(world)
+        seen.append(degraded(world)[:2])
+    assert set(seen) == {("True", "ImagePull")}
+    assert listed(world).number > 2
+    while not listed(world).jobs:
+        later(world)
+    [name] = listed(world).jobs
+    assert name != first
+    world.warm(name)
+    world.settle()
+    assert (degraded(world)[0], listed(world).failures > 0) == ("False", True)
+
+
+def test_after_one_that_ended_by_itself_the_next_does_not_make_the_service_healthy_by_merely_starting():
+    world, first = cold_world()
+    world.warm(first)
+    world.end_pod(world.pods[f"{first}-x"], 79, "no GPU is visible on node-0")
+    world.settle()
+    later(world, 10)
+    image_pull(world)
+    later(world)
+    assert degraded(world)[:2] == ("True", "ImagePull")
+    world.change(world.pods[f"{listed(world).jobs[0]}-x"], containers=(ContainerView("trainer", running=True),))
+    world.settle()
+    assert degraded(world)[0] == "True"  # it may end as the one before it did
+
+
+def test_a_standby_that_nobody_wants_any_more_is_no_trouble():
+    world, _ = cold_world(execution={"startTimeoutSeconds": 60})
+    image_pull(world)
+    later(world, 61)
+    assert (listed(world).failures, degraded(world)[0]) == (1, "True")
+    world.serve(SERVICE)
+    world.settle()
+    assert (listed(world).failures, degraded(world)[0]) == (0, "False")
+
+
+def test_a_job_that_takes_the_place_of_one_that_cannot_start_does_not_make_the_service_healthy_before_it_runs():
+    world, _ = cold_world(scaling={"minInstances": 1, "maxInstances": 1})
+    image_pull(world)
+    later(world)
+    world.apply("a")
+    seen: list[str] = []
+    for _ in range(8):
+        world.reconcile("a")
+        world.reconcile_service()
+        seen.append(degraded(world)[0])
+        world.tick(1)
+    assert world.status("a").attempts
+    assert set(seen) == {"True"}
+    world.run("a")
+    later(world)
+    assert degraded(world)[0] == "False"
+
+
+def test_what_the_installation_does_not_allow_shows_on_the_service_while_a_standby_is_wanted():
+    world = World(template_refused="machineType a100 is not in the chart's machineTypes (none is set up)")
+    world.serve(SERVICE, **MIN_ONE)
+    world.settle()
+    assert world.attempt_jobs == {}
+    assert (*degraded(world)[:2], available(world)) == ("True", "CrashLoop", "False")
+    assert f"TrainingService {SERVICE} can have no standby: machineType a100 is not in" in degraded(world)[2]
+    assert listed(world).reason == "NotAllowed"
+    world.serve(SERVICE)
+    world.settle()
+    assert (degraded(world)[0], status(world).standby) == ("False", None)
+    world.serve(SERVICE, **MIN_ONE)
+    world.settle()
+    world.template_refused = ""
+    world.settle()
+    world.warm(listed(world).jobs[0])
+    world.settle()
+    assert degraded(world)[0] == "False"
+
+
+def test_a_creation_that_is_refused_shows_on_the_service_and_is_tried_again_when_it_is_time():
+    world = World()
+    world.serve(SERVICE, scaling={"minInstances": 2, "maxInstances": 2})
+    world.carry_out_service_plan(world.service_snapshot(SERVICE), crash_before=1)
+    first, second = listed(world).jobs
+    said = 'POST /apis/x: 403 jobs.batch "a" is forbidden: exceeded quota: team, requested: count/jobs.batch=1, used: '
+    said += "count/jobs.batch=3, limited: count/jobs.batch=3"
+    world.refusals = (Refusal("CreateStandby", first, said, retry_time(world.now, 3), 403),)
+
+    def planned() -> tuple[ServiceAction, ...]:
+        return decide_service(world.service_snapshot(SERVICE)).actions
+
+    plan = decide_service(world.service_snapshot(SERVICE))
+    assert (plan.actions, plan.look_again_at) == ((), world.now + timedelta(seconds=4))
+    world.reconcile_service()
+    assert (*degraded(world)[:2], available(world)) == ("True", "Quota", "False")
+    assert f"The operator cannot create standby Job {first}: ResourceQuota team" in degraded(world)[2]
+    world.tick(4)
+    assert [action.name for action in planned()] == [first, second]
+    world.refusals = ()
+    world.settle()
+    assert degraded(world)[0] == "True"
+    for name in (first, second):
+        world.warm(name)
+    world.settle()
+    assert degraded(world)[0] == "False"

@@ -88,6 +88,8 @@ class World:
     defaults: Defaults = field(default_factory=lambda: Defaults(settled_seconds=0))
     template: str = "one"
     """Digest of what standby pods are made of."""
+    template_refused: str = ""
+    """Why there are none."""
     uids: int = 0
     tallies: dict[tuple[str | int, ...], tuple[Tally, list[JobView | AttemptPod]]] = field(default_factory=dict)
     """The last one, with the objects that it counts, so that their ids stay theirs."""
@@ -170,7 +172,10 @@ class World:
                 for job in self.attempt_jobs.values()
                 if LABEL_STANDBY in job.labels and job.labels.get(LABEL_SERVICE) == name
             ),
-            standby_template=self.template,
+            standby_template="" if self.template_refused else self.template,
+            standby_refused=self.template_refused,
+            events=tuple(self.events),
+            refusals=self.refusals,
             nodes=self.nodes,
             defaults=self.defaults,
         )

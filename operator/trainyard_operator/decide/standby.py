@@ -110,7 +110,7 @@ def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy
     scaling = snapshot.service.spec.scaling
     count, needless = wanted(scaling, busy), not possible or wanted(scaling, 0) == 0
     proven = [each for each in kept if each.ready and _age(each, snapshot.now) >= PROVEN]
-    if needless or proven:
+    if needless or (proven and len(proven) >= count):
         status = status.model_copy(update={"failures": 0, "next_time": None, "reason": None, "message": None})
     names = tuple(each.name for each in kept)
     made = _new(snapshot, status, count - len(kept))
@@ -278,7 +278,8 @@ def _told(
 
 
 def _failed(status: Standby, trouble: tuple[str, str], now: datetime) -> Standby:
-    failures = status.failures + 1
+    waits = status.next_time is not None and status.next_time > now
+    failures = status.failures + (not waits)  # several that were made together are one failure
     delay = min(FIRST_DELAY * 2 ** min(failures - 1, 20), LONGEST_DELAY)
     reason, message = trouble
     return status.model_copy(

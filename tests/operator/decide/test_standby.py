@@ -457,6 +457,34 @@ def test_a_job_that_takes_the_place_of_one_that_cannot_start_does_not_make_the_s
     assert degraded(world)[0] == "False"
 
 
+def test_one_that_ends_again_and_again_beside_a_warm_one_is_no_busy_loop():
+    world = warm_world(2)
+    later(world, 120)
+    for delay in (10, 20):
+        name = next(name for name in listed(world).jobs if name != listed(world).jobs[0])
+        world.warm(name)
+        world.end_pod(world.pods[f"{name}-x"], 79, "no GPU is visible on node-0")
+        world.settle()
+        assert (len(listed(world).jobs), degraded(world)[:2]) == (1, ("True", "CrashLoop"))
+        later(world, delay - 1)
+        assert len(listed(world).jobs) == 1
+        later(world, 1)
+        assert len(listed(world).jobs) == 2
+    world.warm(listed(world).jobs[1])
+    later(world, 61)
+    assert (listed(world).failures, degraded(world)[0]) == (0, "False")
+
+
+def test_several_that_fail_together_are_one_failure():
+    world = World()
+    world.serve(SERVICE, scaling={"minInstances": 8, "maxInstances": 8}, execution={"startTimeoutSeconds": 60})
+    world.settle()
+    image_pull(world)
+    later(world, 60)
+    assert (listed(world).jobs, listed(world).failures) == ((), 1)
+    assert listed(world).next_time == world.now + standby.FIRST_DELAY
+
+
 def test_what_the_installation_does_not_allow_shows_on_the_service_while_a_standby_is_wanted():
     world = World(template_refused="machineType a100 is not in the chart's machineTypes (none is set up)")
     world.serve(SERVICE, **MIN_ONE)

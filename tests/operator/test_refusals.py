@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from trainyard_api.run import Intake
 from trainyard_operator.cluster import CORE_EVENTS, JOBS, MODEL_VERSIONS, TRAINING_JOBS, Cluster, Object, Resource
-from trainyard_operator.decide.denials import Subject
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.model import AttemptJob
 from trainyard_operator.decide.model import Metadata as ViewMetadata
+from trainyard_operator.decide.subject import Subject
 from trainyard_operator.events import Recorder
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.queue import WorkQueue

@@ -6,11 +6,12 @@ from functools import cached_property
 from typing import Any
 
 from trainyard_api.execution import Execution, Instance
-from trainyard_api.resolve import resolved_execution, resolved_instance
+from trainyard_api.resolve import resolved_execution
 from trainyard_api.trainingjob import Attempt, JobState, TrainingJobStatus
 
 from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import Action, AttemptJob, AttemptPod, JobSnapshot
+from trainyard_operator.decide.subject import Subject
 from trainyard_operator.status import text
 
 MAX_LISTED_ATTEMPTS = 20
@@ -54,10 +55,16 @@ class Case:
         return resolved_execution(self.snapshot.job.spec, self.snapshot.service.spec)
 
     @cached_property
+    def subject(self) -> Subject:
+        """Whom the sentences are about."""
+        snapshot, service = self.snapshot, self.snapshot.service
+        return Subject(
+            self.namespace, self.service_name, snapshot.nodes, snapshot.job.spec, service.spec if service else None
+        )
+
+    @cached_property
     def instance(self) -> Instance:
-        if self.snapshot.service is None:
-            return self.snapshot.job.spec.resources.over(Instance())
-        return resolved_instance(self.snapshot.job.spec, self.snapshot.service.spec)
+        return self.subject.instance
 
     def job_of(self, attempt: Attempt) -> AttemptJob | None:
         """The attempt's batch/v1 Job: of its name and ours."""

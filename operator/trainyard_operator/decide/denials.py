@@ -1,10 +1,9 @@
 """What an API server says when it does not let an object be made, a Job by the operator or a pod by the Job controller."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainyard_operator.decide.model import NodeView
+from trainyard_operator.decide.subject import Subject
 
 MAX_DETAIL = 700
 
@@ -19,47 +18,36 @@ class Diagnosis:
     """Something is wrong that somebody has to mend; False: it is on its way."""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Names for the sentences."""
-
-    namespace: str
-    service: str
-    nodes: Mapping[str, NodeView] | None = None
-    """The cluster's nodes, where the operator may read them."""
-
-
 WEBHOOKS = "`kubectl get validatingwebhookconfigurations,mutatingwebhookconfigurations`"
 
 
 def diagnose_denial(what: str, detail: str, subject: Subject) -> Diagnosis | None:
     """`what` could not be done (`The operator cannot create Job x`), for the reason `detail`; None when it is none of these."""
-    service = f"TrainingService {subject.service}"
     if "exceeded quota" in detail:
         return _quota(what, detail, subject)
     if match := re.search(r"failed quota: ([^:]+): must specify ([^;]*)", detail):
         return Diagnosis(
             "Quota",
             f"{what}: ResourceQuota {match[1]} of namespace {subject.namespace} wants every pod to say {match[2]}. Set it in "
-            f"spec.instance of {service}, or by a LimitRange.",
+            f"{subject.sizes(match[2])}, or by a LimitRange.",
         )
     if re.search(r"(minimum|maximum) \S+ usage per|limit to request ratio", detail):
         return Diagnosis(
             "LimitRange",
-            f"{what}: a LimitRange of namespace {subject.namespace} does not allow its size: {detail}. Change spec.instance of "
-            f"{service}, or the LimitRange (`kubectl describe limitrange -n {subject.namespace}`).",
+            f"{what}: a LimitRange of namespace {subject.namespace} does not allow its size: {detail}. Change "
+            f"{subject.sizes(detail)}, or the LimitRange (`kubectl describe limitrange -n {subject.namespace}`).",
         )
     if denied := re.search(r"admission webhook \"([^\"]+)\" denied the request:? ?(.*)", detail, re.DOTALL):
         return Diagnosis(
             "AdmissionDenied",
             f"{what}: admission webhook {denied[1]} denies it: {denied[2] or 'no reason given'}. Change what it objects to in "
-            f"the job or in {service}, or ask who runs the webhook ({WEBHOOKS}).",
+            f"{subject.anything()}, or ask who runs the webhook ({WEBHOOKS}).",
         )
     if policy := re.search(r"ValidatingAdmissionPolicy '([^']+)'[^:]* denied request: (.*)", detail, re.DOTALL):
         return Diagnosis(
             "AdmissionDenied",
-            f"{what}: ValidatingAdmissionPolicy {policy[1]} denies it: {policy[2]}. Change what it objects to in the job or in "
-            f"{service}, or the policy (`kubectl describe validatingadmissionpolicy {policy[1]}`).",
+            f"{what}: ValidatingAdmissionPolicy {policy[1]} denies it: {policy[2]}. Change what it objects to in "
+            f"{subject.anything()}, or the policy (`kubectl describe validatingadmissionpolicy {policy[1]}`).",
         )
     if webhook := re.search(r'failed calling webhook "([^"]+)": (.*)', detail, re.DOTALL):
         return Diagnosis(

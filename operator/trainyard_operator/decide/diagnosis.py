@@ -8,9 +8,10 @@ waiting reasons flip with every retry of the kubelet (`ErrImagePull`, `ImagePull
 import re
 from datetime import UTC, datetime
 
-from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, Subject, diagnose_denial
+from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, diagnose_denial
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView
 from trainyard_operator.decide.scheduling import scheduling_hint
+from trainyard_operator.decide.subject import Subject
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_REASONS = frozenset({"Pending", "Inadmissible", "Preempted", "EvictedDueToPodsReadyTimeout"})
@@ -69,7 +70,7 @@ def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subjec
     if "service account" in detail:
         return Diagnosis(
             "ServiceAccountMissing",
-            f"The pod cannot be created: {detail}. Create it, or mend serviceAccountName of TrainingService {subject.service}.",
+            f"The pod cannot be created: {detail}. Create it, or mend {subject.field('service_account_name')}.",
         )
     if "violates PodSecurity" in detail:
         return Diagnosis(
@@ -79,7 +80,7 @@ def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subjec
     if "PriorityClass" in detail:
         return Diagnosis(
             "PriorityClassMissing",
-            f"The pod cannot be created: {detail}. Mend instance.priorityClassName of TrainingService {subject.service}.",
+            f"The pod cannot be created: {detail}. Mend {subject.field('priority_class_name')}.",
         )
     return Diagnosis("FailedCreate", f"Job {job.metadata.name} cannot create its pod: {detail}")
 
@@ -138,7 +139,7 @@ def _unscheduled(pod: AttemptPod, events: tuple[EventView, ...], subject: Subjec
     if not detail:
         return Diagnosis("Starting", "The pod waits to be scheduled.", blocked=False)
     detail = re.split(r"\.? (?:no new claims to deallocate|preemption:)", detail)[0].rstrip(". ")[:MAX_DETAIL]
-    hint = scheduling_hint(detail, pod, subject.nodes, subject.service)
+    hint = scheduling_hint(detail, pod, subject)
     return Diagnosis("Unschedulable", f"No node fits the pod: {detail}. {hint}")
 
 
@@ -173,7 +174,7 @@ def _waiting(container: ContainerView, pod: AttemptPod, subject: Subject) -> Dia
         ):
             return Diagnosis(
                 "StartFailed",
-                f"Container {container.name} cannot be created: {detail[:MAX_DETAIL]}. Check the image of TrainingService {subject.service}.",
+                f"Container {container.name} cannot be created: {detail[:MAX_DETAIL]}. Check {subject.field('image')}.",
             )
         case "CrashLoopBackOff":
             last = container.last_terminated
@@ -194,17 +195,17 @@ def _image(detail: str, subject: Subject) -> Diagnosis:
     why = f": {detail}" if detail else ""
     return Diagnosis(
         "ImagePull",
-        f"The image{name} cannot be pulled{why}. Check spec.image of TrainingService {subject.service}, "
-        "the registry, and the pull Secret of its service account.",
+        f"The image{name} cannot be pulled{why}. Check {subject.field('image')}, the registry, and "
+        "the pull Secret of the pod's service account.",
     )
 
 
 def _missing_object(detail: str, subject: Subject) -> Diagnosis:
     """`secret "s3" not found`, `configmap "c" not found`, `couldn't find key k in Secret ns/s3`."""
     detail = detail[:MAX_DETAIL]
-    mend = f"or mend secretName in the job or secretNames of TrainingService {subject.service}"
     if secret := re.search(r'secret "([^"]+)" not found', detail):
-        said = f"Secret {secret[1]} does not exist in namespace {subject.namespace}. Create it, {mend}."
+        mend = subject.secret(secret[1])
+        said = f"Secret {secret[1]} does not exist in namespace {subject.namespace}. Create it, or mend {mend}."
         return Diagnosis("SecretMissing", said)
     if config := re.search(r'configmap "([^"]+)" not found', detail):
         said = f"ConfigMap {config[1]} does not exist in namespace {subject.namespace}. Create it, or remove what asks for it."
@@ -269,7 +270,7 @@ def _volume(pod: AttemptPod, detail: str, subject: Subject) -> Diagnosis:
     return Diagnosis(
         "Volume",
         f"A volume of pod {pod.metadata.name} cannot be mounted on node {pod.node}: {detail[:MAX_DETAIL].rstrip('. ')}. Check "
-        f"spec.cache of TrainingService {subject.service}.",
+        f"{subject.field('cache')}.",
     )
 
 

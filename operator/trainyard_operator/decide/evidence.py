@@ -10,6 +10,7 @@ from trainyard_api.report import RANK_LOST, Result
 from trainyard_api.trainingjob import Attempt, AttemptResult
 
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, NodeView, Terminated
+from trainyard_operator.decide.subject import Subject
 
 LOG_TAIL = 600
 """Characters of a log tail that are repeated in a message."""
@@ -23,6 +24,7 @@ class EndFacts:
     job: AttemptJob | None
     pods: tuple[AttemptPod, ...]
     now: datetime
+    subject: Subject
     reported: AttemptResult | None = None
     """The result in its last report."""
     nodes: Mapping[str, NodeView] | None = None

@@ -13,7 +13,7 @@ from trainyard_api.resolve import Contradiction
 from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState
 
 from trainyard_operator.decide.case import Case, Draft
-from trainyard_operator.decide.denials import Diagnosis, Subject
+from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import lost_at
@@ -56,6 +56,7 @@ def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
         job=job,
         pods=pods,
         now=case.now,
+        subject=case.subject,
         reported=progress.result if progress else None,
         nodes=case.snapshot.nodes,
         gang=case.instance.nodes,
@@ -71,8 +72,7 @@ def pods_of(case: Case, attempt: Attempt) -> tuple[AttemptPod, ...]:
 
 def diagnosis_of(case: Case, attempt: Attempt) -> Diagnosis | None:
     """Why the attempt does not run yet."""
-    subject = Subject(case.namespace, case.service_name, case.snapshot.nodes)
-    return diagnose(case.job_of(attempt), pods_of(case, attempt), case.snapshot.events, subject)
+    return diagnose(case.job_of(attempt), pods_of(case, attempt), case.snapshot.events, case.subject)
 
 
 def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
@@ -168,7 +168,7 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
         found = diagnosis_of(case, attempt)
         why = found.message if found else "the pod did not run"
         limit = case.execution.start_timeout_seconds
-        return Cause.START_TIMED_OUT, f"Not started within {limit} s (execution.startTimeoutSeconds): {why}"
+        return Cause.START_TIMED_OUT, f"Not started within {limit} s (startTimeoutSeconds): {why}"
     stall = stall_deadline(case, draft, attempt)
     if stall is not None and stall <= case.now:
         return Cause.STALLED, _stalled(case, draft)
@@ -205,12 +205,13 @@ def _stalled(case: Case, draft: Draft) -> str:
     limit, progress = case.execution.stall_timeout_seconds, draft.status.progress
     if progress is None:
         return (
-            f"No report within {limit} s of the trainer's start (execution.stallTimeoutSeconds). Look at its log, and whether "
+            f"No report within {limit} s of the trainer's start (stallTimeoutSeconds). Look at its log, and whether "
             "pods of this namespace may reach the operator's intake (a NetworkPolicy?)."
         )
     return (
-        f"No report for {limit} s (execution.stallTimeoutSeconds); the last one said {progress.phase}"
-        f"{f' at step {progress.step}' if progress.step else ''}. Look at its log; raise stallTimeoutSeconds if it was only slow."
+        f"No report for {limit} s (stallTimeoutSeconds); the last one said {progress.phase}"
+        f"{f' at step {progress.step}' if progress.step else ''}. Look at its log; if it was only slow, raise "
+        f"{case.subject.field('stall_timeout_seconds')}."
     )
 
 

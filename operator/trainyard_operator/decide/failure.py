@@ -151,7 +151,7 @@ def _over_its_disk_limit(e: Evidence) -> Outcome | None:
         return None
     return (
         Cause.DISK_FULL,
-        f"{e.pod.message.rstrip('.')}. Raise spec.instance.ephemeralStorage of the TrainingService.",
+        f"{e.pod.message.rstrip('.')}. Raise {e.facts.subject.field('ephemeral_storage')}.",
     )
 
 
@@ -165,7 +165,7 @@ def _deadline(e: Evidence) -> Outcome | None:
     return (
         Cause.TIMED_OUT,
         "The execution was longer than timeoutSeconds and did not end by itself in time. "
-        "Raise execution.timeoutSeconds of the service (or policy.timeoutSeconds in a new job), or train fewer epochs.",
+        f"Raise {e.facts.subject.field('timeout_seconds', instead=True)}, or train fewer epochs.",
     )
 
 
@@ -182,7 +182,7 @@ def _never_started(e: Evidence) -> Outcome | None:
     return (
         Cause.START_FAILED,
         f"The container could not be started: {e.ended.message.strip()[-LOG_TAIL:]}. "
-        "Check that the service's image is a trainer image.",
+        f"Check that {e.facts.subject.field('image')} is a trainer image.",
     )
 
 
@@ -198,7 +198,7 @@ def _out_of_memory(e: Evidence) -> Outcome | None:
     return (
         Cause.OUT_OF_MEMORY,
         "The pod used more memory than its limit and was ended by the kernel (OOMKilled, exit code "
-        f"{e.exit_code}). Raise instance.memory of the service (or resources.memory in a new job), or lower "
+        f"{e.exit_code}). Raise {e.facts.subject.field('memory', instead=True)}, or lower "
         f"training.batchSize or dataset.imageSize.{_quote(e)}",
     )
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from trainyard_api.trainingjob import JobState
 
 from trainyard_operator.decide.case import Case, Draft
-from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, Subject, diagnose_denial
+from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, diagnose_denial
 from trainyard_operator.decide.jobs import WAITING
 from trainyard_operator.decide.model import (
     Action,
@@ -28,6 +28,7 @@ from trainyard_operator.decide.model import (
     ServiceAction,
     name_of,
 )
+from trainyard_operator.decide.subject import Subject
 from trainyard_operator.status import OVER
 
 _Action = TypeVar("_Action", bound=Action | ServiceAction)
@@ -63,7 +64,7 @@ def with_refusals(case: Case, draft: Draft, actions: Sequence[Action]) -> tuple[
     kept, refused = sorted_out(actions, case.snapshot.refusals, case.now)
     told = next((refusal for action, refusal in refused if tells(draft.status.state, action)), None)
     if told is not None:
-        found = diagnose_refusal(told, Subject(case.namespace, case.service_name))
+        found = diagnose_refusal(told, case.subject)
         draft = draft.say(draft.status.state, found.reason, found.message)
     return draft.look_at(*(refusal.retry_at for _, refusal in refused if refusal.retry_at > case.now)), kept
 
@@ -115,7 +116,8 @@ def diagnose_refusal(refusal: Refusal, subject: Subject) -> Diagnosis:
     what = f"The operator cannot {doing} {refusal.name}"
     detail = _detail(refusal.message)
     if refusal.status == 0:
-        return Diagnosis("NotAllowed", f"{what}: {detail}.")
+        mend = f" Mend {subject.field('machine_type')}, or the chart." if detail.startswith("machineType") else ""
+        return Diagnosis("NotAllowed", f"{what}: {detail}.{mend}")
     if found := diagnose_denial(what, detail, subject):
         return found
     return _other(what, detail, resource, refusal, subject)
@@ -147,8 +149,7 @@ def _other(what: str, detail: str, resource: str, refusal: Refusal, subject: Sub
     if refusal.status in (400, 413, 422):
         return Diagnosis(
             "Invalid",
-            f"{what}, the API server finds it invalid: {detail}. Mend the field that it names in the job's resources or in "
-            f"TrainingService {subject.service}.",
+            f"{what}, the API server finds it invalid: {detail}. Mend the field that it names in {subject.anything()}.",
         )
     return Diagnosis("Forbidden", f"{what}: {detail}.")
 

@@ -93,12 +93,12 @@ def _retry(cause: Cause, execution: Execution, charged: int, disruptions: int) -
         case Count.CHARGED:
             if charged + 1 >= execution.max_attempts:
                 limit = execution.max_attempts
-                said = f"This was attempt {charged + 1} of {limit} that count (execution.maxAttempts)."
+                said = f"This was attempt {charged + 1} of {limit} that count (maxAttempts)."
                 return FollowUp(Then.FAIL, count, exhausted=said)
             return FollowUp(Then.RETRY, count, backoff(execution, charged + 1))
         case Count.DISRUPTION:
             if disruptions >= execution.max_disruptions:
-                said = f"{disruptions + 1} attempts were lost to disruptions; execution.maxDisruptions allows {execution.max_disruptions}."
+                said = f"{disruptions + 1} attempts were lost to disruptions; maxDisruptions allows {execution.max_disruptions}."
                 return FollowUp(Then.FAIL, count, exhausted=said)
             return FollowUp(Then.RETRY, count, _pause(cause, execution))
         case Count.FREE:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 
 from trainyard_operator.decide.model import AttemptPod, NodeView, Taint, Wants
+from trainyard_operator.decide.subject import Subject
 
 MAX_HINTS = 3
 MAX_NAMED = 3
@@ -15,18 +16,20 @@ DECIMAL = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e
 BINARY = {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMGTPE", 1)}
 SUFFIXES = DECIMAL | BINARY
 BLOCKING = ("NoSchedule", "NoExecute")
+PLACING = ("node_selector", "affinity", "machine_type", "preemptible")
+"""Fields of an instance that choose its nodes."""
 CORDON = "node.kubernetes.io/unschedulable"
 
 Nodes = Mapping[str, NodeView] | None
 
 
-def scheduling_hint(detail: str, pod: AttemptPod, nodes: Nodes, service: str) -> str:
+def scheduling_hint(detail: str, pod: AttemptPod, subject: Subject) -> str:
     """What to do, in a sentence for each of the scheduler's reasons, the one that holds for most nodes first."""
     if "no nodes available" in detail or re.match(r"0/0 nodes", detail):
         return "The cluster has no node; add one."
     hints: list[str] = []
     for _, text in sorted(_parts(detail), key=lambda part: -part[0]):
-        hint = _hint(text, pod.wants or Wants(), nodes, f"TrainingService {service}")
+        hint = _hint(text, pod.wants or Wants(), subject)
         if hint not in hints:
             hints.append(hint)
     return " ".join(hints[:MAX_HINTS])
@@ -47,34 +50,32 @@ def _parts(detail: str) -> list[tuple[int, str]]:
     return [(int(count), text) for count, text in found] or [(0, listed)]
 
 
-def _hint(text: str, wants: Wants, nodes: Nodes, service: str) -> str:
+def _hint(text: str, wants: Wants, subject: Subject) -> str:
     if match := re.match(r"Insufficient (\S+)", text):
-        return _insufficient(match[1].rstrip(".,"), wants, nodes, service)
+        return _insufficient(match[1].rstrip(".,"), wants, subject)
     if "node affinity/selector" in text:
-        return _selector(wants, nodes, service)
+        return _selector(wants, subject)
     if "untolerated taint" in text:
-        return _taints(text, wants, nodes, service)
+        return _taints(text, wants, subject)
     if "were unschedulable" in text:
-        return _cordoned(nodes)
+        return _cordoned(subject.nodes)
     if "Too many pods" in text:
         return "Nodes run as many pods as they may; add a node, or wait for pods to end."
     if "volume" in text.lower():
-        return f"Check spec.cache of {service} and its PersistentVolumeClaim (`kubectl describe pvc`)."
+        return f"Check {subject.field('cache')} and its PersistentVolumeClaim (`kubectl describe pvc`)."
     if "free ports" in text:
         return "A port that the pod asks for is taken on the node."
     if "affinity" in text or "topology spread" in text:
-        return f"Mend affinity in spec.instance of {service}."
-    return f"See spec.instance of {service} and `kubectl describe nodes`."
+        return f"Mend {subject.field('affinity')}."
+    return f"See {subject.anything()} and `kubectl describe nodes`."
 
 
-def _insufficient(resource: str, wants: Wants, nodes: Nodes, service: str) -> str:
+def _insufficient(resource: str, wants: Wants, subject: Subject) -> str:
+    nodes, less = subject.nodes, f"ask for less in {subject.sizes(resource)}"
     asked = wants.resources.get(resource)
     amount = quantity(asked) if asked else None
     if nodes is None or asked is None or amount is None:
-        return (
-            f"Free or add {resource} (`kubectl describe nodes` shows what there is), or ask for less in spec.instance of "
-            f"{service}."
-        )
+        return f"Free or add {resource} (`kubectl describe nodes` shows what there is), or {less}."
     have = {name: quantity(node.allocatable.get(resource, "0")) or 0.0 for name, node in nodes.items()}
     largest = max(have, key=lambda name: (have[name], name), default=None)
     if largest is None or not have[largest]:
@@ -82,36 +83,38 @@ def _insufficient(resource: str, wants: Wants, nodes: Nodes, service: str) -> st
     if have[largest] < amount:
         most = nodes[largest].allocatable[resource]
         return (
-            f"The pod asks for {asked} {resource}, and the largest node, {largest}, has {most}: add a larger node, or ask for "
-            f"less in spec.instance of {service} (or in resources of a new job)."
+            f"The pod asks for {asked} {resource}, and the largest node, {largest}, has {most}: add a larger node, or "
+            f"{less}."
         )
     enough = sum(value >= amount for value in have.values())
     return (
         f"The pod asks for {asked} {resource}; {enough} node{'s are' if enough > 1 else ' is'} large enough and in use: it "
-        f"starts when that much is free. Add {resource}, or ask for less in spec.instance of {service}."
+        f"starts when that much is free. Add {resource}, or {less}."
     )
 
 
-def _selector(wants: Wants, nodes: Nodes, service: str) -> str:
-    mend = f"mend nodeSelector, affinity and machineType of {service}"
+def _selector(wants: Wants, subject: Subject) -> str:
+    written = [name for name in PLACING if getattr(subject.instance, name)]
+    mend = f"mend {subject.field(*written or PLACING)}"
     if not wants.node_selector:
         return f"Label a node as the pod's affinity wants it, or {mend}."
     asked = ", ".join(f"{key}={value}" for key, value in sorted(wants.node_selector.items()))
     return f"Label a node with {asked} (`kubectl label node NAME {asked.replace(', ', ' ')}`), or {mend}."
 
 
-def _taints(text: str, wants: Wants, nodes: Nodes, service: str) -> str:
-    found = _untolerated(wants, nodes)
+def _taints(text: str, wants: Wants, subject: Subject) -> str:
+    mend = subject.field("tolerations")
+    found = _untolerated(wants, subject.nodes)
     if not found and (match := re.search(r"taint \{(\S+): ([^}]*)\}", text)):
         found = {"": Taint(match[1], match[2])}
     if not found:
-        return f"Remove the taint, or add a toleration to spec.instance of {service}."
+        return f"Remove the taint, or add a toleration to {mend}."
     named = ", ".join(f"{name} has {taint}" if name else str(taint) for name, taint in list(found.items())[:MAX_NAMED])
     more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
     first = next(iter(found.values()))
     if first.key.startswith("node.kubernetes.io/"):
         return f"Nodes are not fit for pods at present ({named}{more}); `kubectl describe node` says why."
-    return f"Remove the taint ({named}{more}), or add a toleration for {first} to spec.instance of {service}."
+    return f"Remove the taint ({named}{more}), or add a toleration for {first} to {mend}."
 
 
 def _untolerated(wants: Wants, nodes: Nodes) -> dict[str, Taint]:

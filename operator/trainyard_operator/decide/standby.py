@@ -22,7 +22,7 @@ from trainyard_api.trainingservice import (
 )
 
 from trainyard_operator.decide.degradation import CRASHES
-from trainyard_operator.decide.denials import Diagnosis, Subject
+from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.execution import DIAGNOSIS_SECONDS, QUIET
 from trainyard_operator.decide.model import (
@@ -38,6 +38,7 @@ from trainyard_operator.decide.model import (
 )
 from trainyard_operator.decide.nodes import is_lost
 from trainyard_operator.decide.refusals import diagnose_refusal, sorted_out
+from trainyard_operator.decide.subject import Subject
 from trainyard_operator.status import text
 
 MAX_NAME = 36
@@ -205,8 +206,8 @@ def _diagnosis(snapshot: ServiceSnapshot, each: _Seen) -> Diagnosis | None:
 
 
 def _subject(snapshot: ServiceSnapshot) -> Subject:
-    service = snapshot.service.metadata
-    return Subject(service.namespace, service.name, snapshot.nodes)
+    service = snapshot.service
+    return Subject(service.metadata.namespace, service.metadata.name, snapshot.nodes, spec=service.spec)
 
 
 def _ended(pod: AttemptPod) -> tuple[str, str]:

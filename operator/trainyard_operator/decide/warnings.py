@@ -65,7 +65,7 @@ def _too_slow(case: Case, status: TrainingJobStatus) -> tuple[Warning_, ...]:
         follows = "the job fails then (onTimeout: Fail)"
     message = (
         f"{_who(attempt)} needs until about {done:%Y-%m-%d %H:%M} UTC at the present rate, and its time "
-        f"(execution.timeoutSeconds {execution.timeout_seconds}, less the time to drain) is over at {ends:%H:%M}: {follows}. "
+        f"(timeoutSeconds {execution.timeout_seconds}, less the time to drain) is over at {ends:%H:%M}: {follows}. "
         "To train to the end make a new job with startFrom.job and a higher policy.timeoutSeconds, or with fewer epochs."
     )
     return (Warning_(reason=TOO_SLOW, message=text(message)),)

@@ -8,11 +8,12 @@ from typing import Any
 
 from trainyard_api.trainingjob import Attempt
 from trainyard_operator.decide import parse
-from trainyard_operator.decide.denials import Diagnosis, Subject
+from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import End, classify_end
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, EventView, NodeView
+from trainyard_operator.decide.subject import Subject
 
 from tests.recordings import FOLDER, Recording, load
 
@@ -90,13 +91,15 @@ def _moment(
     uid = attempt.job_uid or ""
     job = seen.jobs.get(uid)
     pods = tuple(pod for pod in seen.pods.values() if pod.owner_uid == uid)
-    found = diagnose(job, pods, tuple(seen.events.values()), Subject(recording.namespace, "mgmt-train-yard-nano"))
+    subject = Subject(recording.namespace, "mgmt-train-yard-nano")
+    found = diagnose(job, pods, tuple(seen.events.values()), subject)
     end = classify_end(
         EndFacts(
             attempt=attempt,
             job=job,
             pods=pods,
             now=now,
+            subject=subject,
             reported=facts.get("reported"),
             nodes=seen.nodes if facts.get("nodes", True) and seen.nodes else None,
             gang=2 if recording.scenario.startswith("30") else 1,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from trainyard_operator.decide.denials import Subject
+from trainyard_api.trainingservice import TrainingServiceSpec
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS, diagnose
 from trainyard_operator.decide.model import (
     AttemptJob,
@@ -21,8 +21,9 @@ from trainyard_operator.decide.model import (
     Wants,
 )
 from trainyard_operator.decide.scheduling import quantity
+from trainyard_operator.decide.subject import Subject
 
-from tests.operator.decide.world import START
+from tests.operator.decide.world import START, job_spec
 
 SUBJECT = Subject("vision", "mgmt-train-yard-nano")
 JOB = AttemptJob(Metadata("vision", "cells-r0-a1", "bj", 1, START))
@@ -165,7 +166,7 @@ SENTENCES: list[tuple[str, Wants, tuple[str, ...]]] = [
     ("0/4 nodes are available: 4 node(s) didn't match Pod's node affinity/selector.", Wants(node_selector={"gpu": "a100"}),
      ("Label a node with gpu=a100 (`kubectl label node NAME gpu=a100`)",)),
     ("0/4 nodes are available: 4 Too many pods.", Wants(), ("as many pods as they may",)),
-    ("0/4 nodes are available: 4 node(s) didn't match pod topology spread constraints.", Wants(), ("Mend affinity",)),
+    ("0/4 nodes are available: 4 node(s) didn't match pod topology spread constraints.", Wants(), ("Mend spec.instance.affinity",)),
     ("pod has unbound immediate PersistentVolumeClaims.", Wants(), ("spec.cache", "kubectl describe pvc")),
     ("no nodes available to schedule pods", Wants(), ("The cluster has no node",)),
 ]  # fmt: skip
@@ -196,3 +197,101 @@ def test_a_tolerated_taint_is_not_named():
 )
 def test_quantities_are_read_as_kubernetes_reads_them(text: str, number: float | None):
     assert quantity(text) == number
+
+
+# --- whose field it is -------------------------------------------------------------------------------------------------------
+
+SERVICE = {
+    "architecture": "yard-nano",
+    "image": "reg/theirs:1",
+    "secretNames": ["s3"],
+    "serviceAccountName": "nope",
+    "cache": {"claimName": "cache"},
+    "instance": {
+        "gpus": 8,
+        "cpu": "64",
+        "memory": "1Ti",
+        "ephemeralStorage": "1Ti",
+        "nodeSelector": {"gpu": "a100"},
+        "priorityClassName": "fast",
+        "affinity": {"podAffinity": {}},
+    },
+}
+
+
+def none_of(what: str) -> AttemptPod:
+    return unscheduled(f"0/4 nodes are available: 4 {what}.")
+
+
+def not_made(why: str) -> tuple[EventView, ...]:
+    return about_job(f'Error creating: pods "a-x" is forbidden: {why}')
+
+
+NO_MATCH = none_of("node(s) didn't match Pod's node affinity/selector")
+LIMITS = "maximum memory usage per Pod is 1Gi, but limit is 8Gi"
+PLACE = "spec.instance.nodeSelector and spec.instance.affinity"
+SECRET = about_pod("FailedMount", 'secret "mine" not found')
+# (What is wrong, the fields of the service, what a job says of its own, the job's fields, what is left of the service's)
+Row = tuple[AttemptPod | None, tuple[EventView, ...], str, dict[str, Any], str, str]
+OWNERS: list[Row] = [
+    (waiting("ErrImagePull", "no such host"), (), "spec.image", {"resources": {"image": "reg/mine:1"}}, "spec.resources.image", ""),
+    (waiting("CreateContainerError", "no sh"), (), "spec.image", {"resources": {"image": "reg/mine:1"}}, "spec.resources.image", ""),
+    (none_of("Insufficient nvidia.com/gpu"), (), "spec.instance.gpus", {"resources": {"gpus": 8}}, "spec.resources.gpus", ""),
+    (none_of("Insufficient cpu"), (), "spec.instance.cpu", {"resources": {"cpu": "64"}}, "spec.resources.cpu", ""),
+    (none_of("Insufficient memory"), (), "spec.instance.memory", {"resources": {"memory": "1Ti"}}, "spec.resources.memory", ""),
+    (NO_MATCH, (), PLACE, {"resources": {"nodeSelector": {"gpu": "h100"}}}, "spec.resources.nodeSelector", "spec.instance.affinity"),
+    (NO_MATCH, (), PLACE, {"resources": {"machineType": "huge"}}, "spec.resources.machineType", PLACE),
+    (NO_MATCH, (), PLACE, {"resources": {"preemptible": True}}, "spec.resources.preemptible", PLACE),
+    (none_of("node(s) had untolerated taint {spot: true}"), (), "spec.instance.tolerations", {"resources": {"tolerations": []}},
+     "spec.resources.tolerations", ""),
+    (none_of("something new"), (), "spec", {"resources": {"gpus": 2}}, "spec.resources.gpus", "spec"),
+    (None, not_made(LIMITS), "spec.instance.memory", {"resources": {"memory": "8Gi"}}, "spec.resources.memory", ""),
+    (None, not_made("failed quota: team: must specify requests.nvidia.com/gpu for: trainer"), "spec.instance.gpus",
+     {"resources": {"gpus": 0}}, "spec.resources.gpus", ""),
+    (None, about_job('admission webhook "v.example" denied the request: no'), "spec",
+     {"resources": {"image": "reg/mine:1"}, "policy": {"timeoutSeconds": 60, "priority": 1}},
+     "spec.resources.image and spec.policy.timeoutSeconds", "spec"),
+    (SCHEDULED, SECRET, "spec.secretNames", {"resources": {"secretNames": ["mine"]}}, "spec.resources.secretNames", ""),
+    (SCHEDULED, SECRET, "spec.secretNames", {"dataset": {"sources": [{"uri": "s3://vision/a.zip"}], "secretName": "mine"}},
+     "spec.dataset.secretName", ""),
+    (SCHEDULED, SECRET, "spec.secretNames", {"output": {"uri": "s3://vision/models", "secretName": "mine"}},
+     "spec.output.secretName", ""),
+    (SCHEDULED, about_pod("FailedMount", 'secret "s3" not found'), "spec.secretNames", {"resources": {"secretNames": ["s3"]}},
+     "spec.resources.secretNames", "spec.secretNames"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", OWNERS, ids=[f"{row[4]}-{number}" for number, row in enumerate(OWNERS)])
+def test_the_field_that_is_named_is_the_one_that_holds(row: Row):
+    pod, events, theirs, own, mine, left = row
+    service = "of TrainingService mgmt-train-yard-nano"
+    subject = replace(SUBJECT, spec=TrainingServiceSpec.model_validate(SERVICE))
+    found = diagnose(JOB, (pod,) if pod else (), events, replace(subject, job=job_spec()))
+    assert found
+    assert f" {theirs} {service}" in found.message
+    assert "new job" not in found.message
+    found = diagnose(JOB, (pod,) if pod else (), events, replace(subject, job=job_spec(**own)))
+    assert found
+    said = f"{left} {service} and {mine}" if left else mine
+    assert f" {said} of the job (which cannot be changed: make a new job)" in found.message
+    assert "TrainingService" not in found.message.replace(said, "")
+
+
+@pytest.mark.parametrize(
+    ("pod", "events", "field"),
+    [
+        (None, not_made('error looking up service account vision/nope: serviceaccount "nope" not found'), "spec.serviceAccountName"),
+        (None, not_made("no PriorityClass with name fast was found"), "spec.instance.priorityClassName"),
+        (SCHEDULED, about_pod("FailedAttachVolume", "Multi-Attach error"), "spec.cache"),
+        (unscheduled('persistentvolumeclaim "cache" not found'), (), "spec.cache"),
+        (none_of("node(s) didn't match pod affinity rules"), (), "spec.instance.affinity"),
+        (none_of("Insufficient ephemeral-storage"), (), "spec.instance.ephemeralStorage"),
+    ],
+)  # fmt: skip
+def test_what_no_job_can_override_is_the_service_s(pod: AttemptPod | None, events: tuple[EventView, ...], field: str):
+    whole = {"image": "a", "gpus": 1, "cpu": "1", "memory": "1Gi", "machineType": "m", "nodeSelector": {"a": "b"}}
+    service = TrainingServiceSpec.model_validate(SERVICE)
+    found = diagnose(JOB, (pod,) if pod else (), events, replace(SUBJECT, job=job_spec(resources=whole), spec=service))
+    assert found
+    assert f"{field} of TrainingService mgmt-train-yard-nano" in found.message
+    assert "new job" not in found.message

@@ -18,8 +18,9 @@ from trainyard_operator.decide.model import (
     ObjectCondition,
     Terminated,
 )
+from trainyard_operator.decide.subject import Subject
 
-from tests.operator.decide.world import START, published
+from tests.operator.decide.world import START, job_spec, published
 
 LATER = START + timedelta(minutes=5)
 
@@ -43,6 +44,7 @@ def pod(exit_code: int | None = None, message: str = "", reason: str = "", **cha
 
 def facts(*pods: AttemptPod, **changes: Any) -> EndFacts:
     given: dict[str, Any] = {"attempt": attempt(), "job": job(), "now": LATER, "nodes": {"node-0": NodeView("node-0")}}
+    given["subject"] = Subject("vision", "mgmt-train-yard-nano")
     return EndFacts(pods=pods, **{**given, **changes})
 
 
@@ -175,3 +177,25 @@ def test_the_result_travels_with_the_end():
     assert end.result
     assert (end.result.checkpoint_step, end.result.training_seconds) == (40, 12)
     assert end.end_time == LATER
+
+
+@pytest.mark.parametrize(
+    ("ended", "theirs", "own", "mine"),
+    [
+        (pod(137, "", "OOMKilled"), "spec.instance.memory", {"resources": {"memory": "8Gi"}}, "spec.resources.memory"),
+        (pod(128, "no such file", "StartError"), "spec.image", {"resources": {"image": "mine:1"}}, "spec.resources.image"),
+        (replace(pod(137), reason="DeadlineExceeded"), "spec.execution.timeoutSeconds", {"policy": {"timeoutSeconds": 60}},
+         "spec.policy.timeoutSeconds"),
+    ],
+)  # fmt: skip
+def test_what_would_help_is_the_job_s_own_where_it_has_one(
+    ended: AttemptPod, theirs: str, own: dict[str, Any], mine: str
+):
+    def message(**spec: Any) -> str:
+        end = classify_end(facts(ended, subject=Subject("vision", "mgmt-train-yard-nano", job=job_spec(**spec))))
+        assert end
+        return end.message
+
+    assert f"{theirs} of TrainingService mgmt-train-yard-nano" in message()
+    assert f"{mine} of the job (which cannot be changed: make a new job)" in message(**own)
+    assert "TrainingService" not in message(**own)

@@ -409,11 +409,33 @@ def test_silence_is_a_stall_except_while_uploading():
     world.tick(600)
     plan = world.reconcile("cells")
     assert plan.status.attempts[0].ending is Cause.STALLED
+    assert f"spec.execution.stallTimeoutSeconds of TrainingService {SERVICE}." in (plan.status.message or "")
     assert [type(action) for action in plan.actions] == [LowerDeadline]
     world.kubelet()
     world.settle()
     assert state(world) == ("Rerun", "Stalled")
     assert world.status("cells").charged_attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "named"),
+    [
+        ({}, f"Check spec.image of TrainingService {SERVICE},"),
+        (
+            {"resources": {"image": "reg/mine:1"}},
+            "Check spec.resources.image of the job (which cannot be changed: make a new job),",
+        ),
+    ],
+)
+def test_what_keeps_a_job_from_starting_names_the_field_that_holds(own: dict[str, Any], named: str):
+    world = World()
+    world.serve(SERVICE)
+    world.apply("cells", **own)
+    world.settle()
+    world.wait_for("cells", "ImagePullBackOff", 'Back-off pulling image "reg/mine:1": ErrImagePull: no such host')
+    world.settle()
+    assert named in (world.status("cells").message or "")
+    assert named in world.notes[-1][1].message
 
 
 def test_nobody_is_blamed_for_silence_while_the_operator_was_away():

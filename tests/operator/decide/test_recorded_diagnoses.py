@@ -19,7 +19,7 @@ BLOCKED: dict[str, tuple[tuple[str, str, str], ...]] = {
     "18b": (("attempt", "StartFailed", "permission denied"),),
     "19": (("attempt", "Unschedulable", "1 Insufficient nvidia.com/gpu. Free or add nvidia.com/gpu"),),
     "19b": (("attempt", "Unschedulable", "Insufficient nvidia.com/gpu"),),
-    "20": (("attempt", "Unschedulable", "mend nodeSelector, affinity and machineType"),),
+    "20": (("attempt", "Unschedulable", "mend spec.instance.nodeSelector, spec.instance.affinity"),),
     "21": (("attempt", "Unschedulable", "Remove the taint, or add a toleration"),),
     "22": (("attempt", "Quota", "ResourceQuota gpus of namespace s22-quota-exceeded is used up"),),
     "23": (("attempt", "ServiceAccountMissing", 'serviceaccount "nope" not found'),),

@@ -1,15 +1,17 @@
 """What is said of an action that the cluster refuses, and when it is tried again."""
 
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from trainyard_operator.decide.denials import Subject
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
 from trainyard_operator.decide.lifecycle import decide_job
 from trainyard_operator.decide.model import CreateJob, CreateVersion, Refusal
 from trainyard_operator.decide.refusals import diagnose_refusal, retry_time
+from trainyard_operator.decide.subject import Subject
 
-from tests.operator.decide.world import START, World
+from tests.operator.decide.world import START, World, job_spec
 
 SUBJECT = Subject("vision", "mgmt-train-yard-nano")
 POST = "POST /apis/batch/v1/namespaces/vision/jobs: 403 "
@@ -48,6 +50,23 @@ def test_a_refusal_is_one_sentence_with_what_to_do(status: int, answer: str, rea
     assert found.reason in BLOCKED_REASONS
     assert [word for word in words if word not in found.message] == [], found.message
     assert "POST" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "theirs", "own", "mine"),
+    [
+        (422, ROWS[10][1], "spec", {"resources": {"cpu": "1"}}, "spec.resources.cpu"),
+        (0, ROWS[11][1], "spec.instance.machineType", {"resources": {"machineType": "a100"}}, "spec.resources.machineType"),
+    ],
+)  # fmt: skip
+def test_what_is_to_be_mended_is_the_job_s_own_where_it_has_one(
+    status: int, answer: str, theirs: str, own: dict[str, Any], mine: str
+):
+    refusal = Refusal("CreateJob", "cells-r0-a1", answer, START, status)
+    found = diagnose_refusal(refusal, replace(SUBJECT, job=job_spec()))
+    assert f"{theirs} of TrainingService mgmt-train-yard-nano" in found.message
+    found = diagnose_refusal(refusal, replace(SUBJECT, job=job_spec(**own)))
+    assert f"{mine} of the job (which cannot be changed: make a new job)" in found.message
 
 
 def test_an_api_server_that_has_not_learned_of_the_kind_yet_is_nobody_s_fault():

@@ -64,6 +64,6 @@ def test_the_wait_doubles_up_to_an_hour(charged: int, seconds: int):
 
 
 def test_a_limit_that_is_reached_is_named():
-    assert "execution.maxAttempts" in follow_up(Cause.ERROR, POLICY, 2, 0).exhausted
-    assert "execution.maxDisruptions" in follow_up(Cause.LOST, POLICY, 0, 2).exhausted
+    assert "maxAttempts" in follow_up(Cause.ERROR, POLICY, 2, 0).exhausted
+    assert "maxDisruptions" in follow_up(Cause.LOST, POLICY, 0, 2).exhausted
     assert "onReset" in follow_up(Cause.RESET, FAIL_ON_RESET, 0, 0).exhausted

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, diagnose_denial
 from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView
-from trainyard_operator.decide.scheduling import scheduling_hint
+from trainyard_operator.decide.scheduling import no_node_fits
 from trainyard_operator.decide.subject import Subject
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -139,8 +139,7 @@ def _unscheduled(pod: AttemptPod, events: tuple[EventView, ...], subject: Subjec
     if not detail:
         return Diagnosis("Starting", "The pod waits to be scheduled.", blocked=False)
     detail = re.split(r"\.? (?:no new claims to deallocate|preemption:)", detail)[0].rstrip(". ")[:MAX_DETAIL]
-    hint = scheduling_hint(detail, pod, subject)
-    return Diagnosis("Unschedulable", f"No node fits the pod: {detail}. {hint}")
+    return Diagnosis("Unschedulable", no_node_fits(detail, pod, subject))
 
 
 IMAGE_REASONS = frozenset(

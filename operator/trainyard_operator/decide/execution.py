@@ -351,7 +351,8 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         return draft.look_at(_settled(case, pods))
     if attempt.start_time is None and (found := diagnosis_of(case, attempt)):
         draft = draft.look_at(case.now + timedelta(seconds=DIAGNOSIS_SECONDS))
-        if not found.blocked and draft.status.reason == found.reason and case.now < attempt.create_time + QUIET:
+        quiet = draft.status.reason in ("Starting", found.reason) and case.now < attempt.create_time + QUIET
+        if quiet and not found.blocked:
             return draft
         return draft.say(JobState.PREPARING, found.reason, found.message)
     if progress is not None:

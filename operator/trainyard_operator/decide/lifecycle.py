@@ -15,8 +15,7 @@ from trainyard_api.trainingjob import Attempt, Cause, End, JobState, TrainingJob
 
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.cleanup import clean_up
-from trainyard_operator.decide.deletion import DELETION_BLOCKED, deletion_said
-from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
+from trainyard_operator.decide.deletion import deletion_said
 from trainyard_operator.decide.execution import end_facts, ending, observe, supervise
 from trainyard_operator.decide.failure import End as AttemptEnd
 from trainyard_operator.decide.failure import classify_end
@@ -34,17 +33,17 @@ from trainyard_operator.decide.model import (
     JobPlan,
     JobSnapshot,
     LowerDeadline,
-    Note,
     VersionPlan,
     VersionView,
     WriteVersionStatus,
 )
+from trainyard_operator.decide.notes import job_events
 from trainyard_operator.decide.queued import queue_up
 from trainyard_operator.decide.refusals import with_refusals
 from trainyard_operator.decide.restart import restarted
 from trainyard_operator.decide.settle import finished, settle, stop_state
 from trainyard_operator.decide.versions import orphaned, present_version, version_actions
-from trainyard_operator.decide.warnings import TOO_SLOW, job_warnings, rate_look
+from trainyard_operator.decide.warnings import job_warnings, rate_look
 from trainyard_operator.status import OVER, TERMINAL, render_job, success_message
 
 ORDER: tuple[type[Action], ...] = (
@@ -87,7 +86,7 @@ def decide_job(snapshot: JobSnapshot) -> JobPlan:
         case.execution.max_attempts,
         case.now,
     )
-    return JobPlan(status, actions, _events(snapshot.job.status, status), min(draft.looks, default=None))
+    return JobPlan(status, actions, job_events(snapshot.job.status, status), min(draft.looks, default=None))
 
 
 def decide_version(version: VersionView, now: datetime) -> VersionPlan:
@@ -221,7 +220,7 @@ def _suspended(draft: Draft) -> Draft:
     return draft.say(state, "Stopped", "Stopped as asked, before any checkpoint. spec.suspend: false starts it again.")
 
 
-# --- deletion and events ----------------------------------------------------------------------------------------------------
+# --- deletion --------------------------------------------------------------------------------------------------------------
 
 
 def _deleting(case: Case) -> JobPlan:
@@ -234,28 +233,4 @@ def _deleting(case: Case) -> JobPlan:
     actions = () if completed else version_actions(case, stopped)
     draft = deletion_said(case, Draft(status))
     kept = tuple(action for action in actions if isinstance(action, WriteVersionStatus))
-    return JobPlan(draft.status, kept, _events(status, draft.status), min(draft.looks, default=None))
-
-
-def _events(old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[Note, ...]:
-    """One Event for an attempt that ended, one for a training that will not end in time, and one for a new state or a new reason
-    within it, the steps of an attempt that starts as it should not among them."""
-    ended = (attempt for attempt in new.attempts if attempt.end_time and attempt not in old.attempts)
-    # That the last one completed is what the job's success says.
-    notes = tuple(_ended(attempt) for attempt in ended if new.state is not JobState.SUCCEEDED)
-    notes += tuple(
-        Note(w.reason, w.message, warning=True) for w in new.warnings if w.reason == TOO_SLOW and w not in old.warnings
-    )
-    if (old.state, old.reason) == (new.state, new.reason) or (notes and new.state is JobState.RERUN):
-        return notes
-    if old.state is new.state is JobState.PREPARING and not {old.reason, new.reason} & BLOCKED_REASONS:
-        return notes  # a step on its way, which the status shows
-    bad = new.state in (JobState.FAILED, JobState.UNSPECIFIED) or new.reason in BLOCKED_REASONS | {DELETION_BLOCKED}
-    reason = new.state.value if new.state is not old.state else new.reason or new.state.value
-    return (*notes, Note(reason, new.message or "", warning=bad))
-
-
-def _ended(attempt: Attempt) -> Note:
-    cause = attempt.cause or Cause.ERROR
-    calm = cause in (Cause.COMPLETED, Cause.STOPPED, Cause.FINISHED, Cause.ABORTED, Cause.SCALED_DOWN)
-    return Note(f"Attempt{cause.value}", f"Attempt {attempt.number} ended: {attempt.message}", warning=not calm)
+    return JobPlan(draft.status, kept, job_events(status, draft.status), min(draft.looks, default=None))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from trainyard_operator.decide.model import AttemptPod, NodeView, Taint, Wants
 from trainyard_operator.decide.subject import Subject
 
+NO_NODE = "No node fits the pod: "
 MAX_HINTS = 3
 MAX_NAMED = 3
 DECIMAL = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
@@ -23,16 +24,17 @@ CORDON = "node.kubernetes.io/unschedulable"
 Nodes = Mapping[str, NodeView] | None
 
 
-def scheduling_hint(detail: str, pod: AttemptPod, subject: Subject) -> str:
-    """What to do, in a sentence for each of the scheduler's reasons, the one that holds for most nodes first."""
-    if "no nodes available" in detail or re.match(r"0/0 nodes", detail):
-        return "The cluster has no node; add one."
-    hints: list[str] = []
-    for _, text in sorted(_parts(detail), key=lambda part: -part[0]):
-        hint = _hint(text, pod.wants or Wants(), subject)
-        if hint not in hints:
-            hints.append(hint)
-    return " ".join(hints[:MAX_HINTS])
+def no_node_fits(detail: str, pod: AttemptPod, subject: Subject) -> str:
+    """The scheduler's sentence, and what to do."""
+    return f"{NO_NODE}{detail}. {_hints(detail, pod, subject)}"
+
+
+def complaints(message: str) -> frozenset[str]:
+    """What the scheduler says is wrong in a sentence of `no_node_fits`, whatever the order and the numbers; empty: it is another."""
+    if not message.startswith(NO_NODE):
+        return frozenset()
+    detail, _, _ = message.removeprefix(NO_NODE).partition(". ")
+    return frozenset(text for _, text in _parts(detail))
 
 
 def quantity(text: str) -> float | None:
@@ -41,6 +43,18 @@ def quantity(text: str) -> float | None:
     if match is None:
         return None
     return float(match[1]) * SUFFIXES[match[2] or ""]
+
+
+def _hints(detail: str, pod: AttemptPod, subject: Subject) -> str:
+    """A sentence for each of the scheduler's reasons, the one that holds for most nodes first."""
+    if "no nodes available" in detail or re.match(r"0/0 nodes", detail):
+        return "The cluster has no node; add one."
+    hints: list[str] = []
+    for _, text in sorted(_parts(detail), key=lambda part: -part[0]):
+        hint = _hint(text, pod.wants or Wants(), subject)
+        if hint not in hints:
+            hints.append(hint)
+    return " ".join(hints[:MAX_HINTS])
 
 
 def _parts(detail: str) -> list[tuple[int, str]]:

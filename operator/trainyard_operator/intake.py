@@ -163,19 +163,27 @@ class Intake:
         self._metrics.report_seconds.observe(time.perf_counter() - began)
         return response
 
-    async def _wait(self, request: web.Request) -> web.StreamResponse:
+    async def _wait(self, request: web.Request) -> web.Response:
         """A warm instance waits for work: 200 with its RunSpec, 204 when there was none for a while."""
         try:
-            reporter = await self._authenticate(request)
-            text = await work_for(self._cluster, reporter, seconds=WAIT_SECONDS)
-        except ClusterError as error:
-            refusal = Refusal(503, "ClusterUnavailable", f"the cluster does not answer: {error}", retry_after=1.0)
-            return _refused(refusal)
+            text = await self._work(request)
+            if text is None:
+                response, reason = web.Response(status=204), "NoWork"
+            else:
+                response, reason = web.Response(text=text, content_type="application/json"), "Accepted"
         except Refusal as refusal:
-            return _refused(refusal)
-        if text is None:
-            return web.Response(status=204)
-        return web.Response(text=text, content_type="application/json")
+            logger.info("hand-over refused: %s %s: %s", refusal.status, refusal.reason, refusal)
+            response, reason = _refused(refusal), refusal.reason
+        self._metrics.handovers.labels(str(response.status), reason).inc()
+        return response
+
+    async def _work(self, request: web.Request) -> str | None:
+        reporter = await self._authenticate(request)
+        try:
+            return await work_for(self._cluster, reporter, seconds=WAIT_SECONDS)
+        except ClusterError as error:
+            message = f"the cluster does not answer: {error}"
+            raise Refusal(503, "ClusterUnavailable", message, retry_after=1.0) from error
 
     async def _take(self, request: web.Request) -> Answer:
         # The token first: who is nobody gets no byte of his body parsed.

@@ -75,6 +75,12 @@ class Metrics:
         self.report_seconds = Histogram(
             "trainyard_report_seconds", "Time to take a report", buckets=_SECONDS, registry=registry
         )
+        self.handovers = Counter(
+            "trainyard_handovers",
+            "Answers to warm instances that wait for work",
+            ["status", "reason"],
+            registry=registry,
+        )
         self.progress_writes = Counter(
             "trainyard_progress_writes",
             "Accepted reports, written or left to the next one",

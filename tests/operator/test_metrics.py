@@ -1,19 +1,30 @@
 """What the metrics count, and that no series is without bound or outlives its service."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from trainyard_api.report import Report
+from trainyard_api.run import Intake as IntakeAddress
 from trainyard_api.trainingjob import Attempt, Cause, TrainingJobStatus
+from trainyard_operator.__main__ import Operator
+from trainyard_operator.clock import Clock
+from trainyard_operator.cluster import TRAINING_JOBS, Cluster, RejectedError, Resource, UnavailableError
+from trainyard_operator.events import Recorder
 from trainyard_operator.handover import Refusal
-from trainyard_operator.intake import Bucket, check, is_due
+from trainyard_operator.intake import PATH, STANDBY_PATH, Bucket, Intake, check, is_due
 from trainyard_operator.metrics import MAX_SERVICES, Metrics
 from trainyard_operator.probes import service_loads
 from trainyard_operator.queue import WorkQueue
+from trainyard_operator.reconcile import Reconciler
 from trainyard_operator.reported import report_operations
-from trainyard_operator.tokens import Reporter
-from trainyard_operator.watch import Watch
+from trainyard_operator.settings import Settings
+from trainyard_operator.tokens import Reporter, TokenError, Verifier
+from trainyard_operator.watch import Key, Kind, Watch
 
 from tests.operator.decide.world import SPEC, START
 
@@ -87,6 +98,147 @@ def test_queue_length_and_wait_of_each_service_are_read_at_the_scrape():
     assert sample(metrics, "trainyard_service_running", **labels) == 2
     watch.caches.services.apply(body | {"metadata": body["metadata"] | {"resourceVersion": "2"}}, deleted=True)
     assert sample(metrics, "trainyard_service_queue_length", **labels) is None
+
+
+# --- looks, refusals and corrections ----------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """A cluster that keeps what is written and makes nothing new; `broken`: it does not answer either."""
+
+    clock = Clock()
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self._broken = broken
+
+    async def patch_status(self, *_: Any, operations: list[dict[str, Any]], **__: Any) -> dict[str, Any]:
+        if self._broken:
+            raise UnavailableError("the API server does not answer", status=503)
+        status = {operation["path"].split("/")[2]: operation.get("value") for operation in operations}
+        return named("cells", version=2) | {"spec": SPEC, "status": status}
+
+    async def create(self, *_: Any) -> None:
+        raise RejectedError("exceeded quota: small", status=403, reason="Forbidden")
+
+    async def create_or_adopt(self, *_: Any, **__: Any) -> None:
+        await self.create()
+
+    async def present(self, resource: Resource, *_: Any, **__: Any) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        if resource == TRAINING_JOBS:
+            yield "ADDED", named("cells") | {"spec": SPEC, "status": {}}
+        yield "BOOKMARK", {"metadata": {"resourceVersion": "5"}}
+
+
+def named(name: str, version: int = 1) -> dict[str, Any]:
+    metadata = {"namespace": "vision", "name": name, "uid": name, "resourceVersion": str(version)}
+    return {"metadata": metadata | {"creationTimestamp": "2026-01-01T00:00:00Z"}}
+
+
+def reconciler(metrics: Metrics, cluster: Refusing, **objects: dict[str, Any]) -> Reconciler:
+    """With these in its caches."""
+    watch, api = Watch(WorkQueue(), nodes=False), cast("Cluster", cluster)
+    for kind, obj in objects.items():
+        getattr(watch.caches, kind).apply(obj)
+    intake = IntakeAddress(url="https://intake/v1/reports", ca_pem="")
+    return Reconciler(api, watch, Recorder(api, "leader"), metrics, Settings(), lambda: intake)
+
+
+JOB = {"jobs": named("cells") | {"spec": SPEC, "status": {}}}
+WARM = {
+    "services": named("fake") | {"spec": {"architecture": "yard-nano", "scaling": {"minInstances": 1}}, "status": {}}
+}
+
+
+async def test_a_look_that_fails_is_counted_by_kind():
+    metrics = Metrics()
+    look = reconciler(metrics, Refusing(broken=True), **JOB)
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            await look(Key(Kind.JOB, "vision", "cells"))
+    await look(Key(Kind.JOB, "vision", "nobody"))
+    assert sample(metrics, "trainyard_reconcile_errors_total", kind="TrainingJob") == 2
+    assert sample(metrics, "trainyard_reconcile_seconds_count", kind="TrainingJob") == 3
+
+
+@pytest.mark.parametrize(
+    ("objects", "key", "action"),
+    [
+        (JOB, Key(Kind.JOB, "vision", "cells"), "CreateService"),
+        (WARM, Key(Kind.SERVICE, "vision", "fake"), "CreateStandby"),
+    ],
+)
+async def test_what_the_cluster_refuses_is_counted_by_action(objects: dict[str, dict[str, Any]], key: Key, action: str):
+    metrics = Metrics()
+    with suppress(RejectedError):
+        await reconciler(metrics, Refusing(), **objects)(key)
+    assert sample(metrics, "trainyard_actions_total", action=action) == 1
+    assert sample(metrics, "trainyard_refusals_total", action=action) == 1
+
+
+async def test_what_only_the_periodic_list_shows_is_counted(monkeypatch: pytest.MonkeyPatch):
+    settings = Settings().model_copy(update={"resync_seconds": 0.0})
+    operator, watch = Operator(cast("Cluster", Refusing()), settings), Watch(WorkQueue(), nodes=False)
+    listed = asyncio.Event()
+    monkeypatch.setattr(watch, "wake_all", listed.set)
+    again = asyncio.create_task(operator._resync(watch))
+    await asyncio.wait_for(listed.wait(), 20)
+    again.cancel()
+    assert sample(operator._metrics, "trainyard_resync_corrections_total") == 1
+
+
+# --- what the intake answers ------------------------------------------------------------------------------------------------
+
+
+class Tokens:
+    """Takes its time, and knows one."""
+
+    async def reporter(self, token: str) -> Reporter:
+        await asyncio.sleep(0.05)
+        if token != "good":
+            raise TokenError("nobody's")
+        return Reporter("vision", "warm-x", "p")
+
+
+async def answered(metrics: Metrics, path: str, token: str = "good") -> int:
+    """The status of one POST to an intake that counts into `metrics`."""
+    intake = Intake(cast("Cluster", Refusing()), cast("Verifier", Tokens()), metrics, report_seconds=1)
+    async with TestClient(TestServer(intake.application())) as client:
+        return (await client.post(path, headers={"Authorization": f"Bearer {token}"})).status
+
+
+async def test_a_report_is_counted_by_answer_and_with_the_time_it_took():
+    metrics = Metrics()
+    assert await answered(metrics, PATH, "bad") == 401
+    assert await answered(metrics, PATH) == 422
+    assert sample(metrics, "trainyard_reports_total", status="401", reason="BadToken") == 1
+    assert sample(metrics, "trainyard_reports_total", status="422", reason="NotAReport") == 1
+    assert sample(metrics, "trainyard_report_seconds_count") == 2
+    assert (sample(metrics, "trainyard_report_seconds_sum") or 0) >= 0.1
+
+
+@pytest.mark.parametrize(
+    ("token", "work", "status", "reason"),
+    [
+        ("good", "{}", 200, "Accepted"),
+        ("good", None, 204, "NoWork"),
+        ("bad", None, 401, "BadToken"),
+        ("good", Refusal(410, "AttemptOver", "over"), 410, "AttemptOver"),
+        ("good", UnavailableError("no answer"), 503, "ClusterUnavailable"),
+    ],
+)
+async def test_a_warm_instance_that_asks_for_work_is_counted_by_answer(
+    monkeypatch: pytest.MonkeyPatch, token: str, work: str | Exception | None, status: int, reason: str
+):
+    async def found(*_: Any, **__: Any) -> str | None:
+        if isinstance(work, Exception):
+            raise work
+        return work
+
+    monkeypatch.setattr("trainyard_operator.intake.work_for", found)
+    metrics = Metrics()
+    assert await answered(metrics, STANDBY_PATH, token) == status
+    assert sample(metrics, "trainyard_handovers_total", status=str(status), reason=reason) == 1
+    assert sample(metrics, "trainyard_report_seconds_count") == 0
 
 
 # --- which reports are written ----------------------------------------------------------------------------------------------

@@ -5,12 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from trainyard_operator import probes
 from trainyard_operator.cache import Cache
-from trainyard_operator.clock import Clock
 from trainyard_operator.cluster import Cluster
-from trainyard_operator.metrics import Metrics
-from trainyard_operator.probes import Heartbeat, Probes
 from trainyard_operator.queue import WorkQueue
 from trainyard_operator.settings import Settings
 from trainyard_operator.shell import NotWatchingError, Shell
@@ -225,23 +221,6 @@ async def test_nothing_is_woken_before_the_caches_are_complete():
     assert await woken(watch, watch.caches.jobs, job(1)) == set()
     watch.wake_all()
     assert len(watch.queue) == 1
-
-
-async def test_a_dead_watch_a_stuck_queue_and_a_late_loop_are_found(watch: Watch, monkeypatch: pytest.MonkeyPatch):
-    heartbeat = Heartbeat(Metrics())
-    health = Probes(Metrics(), heartbeat, clock=Clock(), watch_seconds=390)
-    health.watches(watch)
-    health.leads(watch.queue)
-    for cache in watch.watched:
-        watch.alive(cache.resource.plural)
-    assert health.troubles() == []
-    real = probes.time.monotonic
-    monkeypatch.setattr(probes.time, "monotonic", lambda: real() + 400)
-    assert "the event loop is 399 s late" in health.troubles()
-    found = [trouble for trouble in health.troubles() if "no sign of life" in trouble]
-    assert len(found) == len(watch.watched)
-    watch.alive("pods")
-    assert not any("watch of pods" in trouble for trouble in health.troubles())
 
 
 async def test_a_kind_that_was_not_found_at_the_start_ends_the_process(watch: Watch):

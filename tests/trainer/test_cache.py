@@ -22,6 +22,22 @@ make_room(cache, int(sys.argv[2]))
 print(*sorted(path.stem for path in (cache / "data").iterdir()))
 """
 
+FORBIDDEN = """
+import sys
+from pathlib import Path
+from trainyard_trainer.cache import make_room
+from trainyard_trainer.errors import DiskFull
+from trainyard_trainer.store_file import whole_file
+def writes():
+    with whole_file(Path(sys.argv[1], "new.zip"), 10):
+        pass
+for attempt in (lambda: make_room(Path(sys.argv[1]), 10), writes):
+    try:
+        attempt()
+    except DiskFull as error:
+        print(error)
+"""
+
 
 def filled(cache: Path, size: int, ages: list[float]) -> None:
     """A zip for each age in seconds, named by its age."""
@@ -72,3 +88,31 @@ def test_what_is_used_is_young_again(tmp_path: Path):
 def test_a_cache_that_is_not_there_yet_has_room(tmp_path: Path):
     make_room(tmp_path / "later", 10)
     assert not (tmp_path / "later").exists()
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap takes root's right to write everywhere")
+@pytest.mark.parametrize(("mode", "read_only"), [(0o555, ()), (0o755, ("--ro-bind",))])
+def test_a_cache_that_this_user_cannot_write_is_named_with_what_to_do(
+    tmp_path: Path, mode: int, read_only: tuple[str, ...]
+):
+    cache = tmp_path / "cache"
+    cache.mkdir(mode)
+    binds = [part for flag in read_only for part in (flag, str(cache), str(cache))]
+    command = [
+        "bwrap",
+        "--dev-bind",
+        "/",
+        "/",
+        *binds,
+        "--cap-drop",
+        "ALL",
+        sys.executable,
+        "-c",
+        FORBIDDEN,
+        str(cache),
+    ]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    user = f"{os.getuid()}:{os.getgid()}"
+    assert told[0].startswith(f"the cache {cache} cannot be written by user {user}; run `chown {user} FOLDER`")
+    assert told[1].startswith(f"{cache}/new.zip cannot be written (")
+    assert f"; let user {os.getuid()} write there" in told[1]

@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from trainyard_trainer.errors import DiskFull
+
 FOLDER = "data"
 """Below the cache."""
 RESERVE = 0.1
@@ -38,7 +40,16 @@ def place(cache: Path, key: str) -> Path:
 
 
 def make_room(cache: Path, size: int) -> None:
-    """Removes what nobody uses until `size` bytes find room, and the reserve stays; or until there is no more to remove."""
+    """Removes what nobody uses until `size` bytes find room, and the reserve stays; or until there is no more to remove.
+
+    Raises DiskFull where this user cannot write.
+    """
+    if not _is_writable(cache / FOLDER):
+        user = f"{os.getuid()}:{os.getgid()}"
+        raise DiskFull(
+            f"the cache {cache} cannot be written by user {user}; run `chown {user} FOLDER` for the service's cache.hostPath on"
+            " its nodes, make its cache.claimName writable, or leave its cache out."
+        )
     with suppress(OSError):
         now = time.time()
         for part in (cache / FOLDER).glob(".*.part"):
@@ -50,3 +61,12 @@ def make_room(cache: Path, size: int) -> None:
             if disk.free - size >= RESERVE * disk.total or now - used < IN_USE_SECONDS:
                 return
             path.unlink(missing_ok=True)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in the folder, or the folder itself."""
+    try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+    except PermissionError:
+        return False
+    return os.access(there, os.W_OK | os.X_OK)

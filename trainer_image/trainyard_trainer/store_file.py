@@ -17,7 +17,8 @@ from trainyard_trainer.records import Progress
 from trainyard_trainer.store import Context, Entry, Location, Stat, missing
 
 CHUNK = 8 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Files:
@@ -114,7 +115,7 @@ class Files:
 def whole_file(path: Path, size: int) -> Iterator:
     """A binary file for writing (and reading back) that gets its name when the block ends well. Its space is taken first.
 
-    Raises DiskFull with path and bytes needed.
+    Raises DiskFull with path, and with the bytes needed where there is no room.
     """
     part: Path | None = None
     try:
@@ -128,7 +129,11 @@ def whole_file(path: Path, size: int) -> Iterator:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        if error.errno not in FULL and not isinstance(error, PermissionError):
+        if error.errno in FORBIDDEN:
+            raise DiskFull(
+                f"{path} cannot be written ({error.strerror}); let user {os.getuid()} write there, or name another place."
+            ) from error
+        if error.errno not in FULL:
             raise
         free = shutil.disk_usage(_existing(path)).free
         raise DiskFull(
@@ -137,7 +142,8 @@ def whole_file(path: Path, size: int) -> Iterator:
         ) from error
     finally:
         if part is not None:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that is read only, where there is none
+                part.unlink(missing_ok=True)
 
 
 def sha256(path: Path, context: Context) -> str:
@@ -173,7 +179,7 @@ def _writable(at: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in (*FULL, errno.EROFS):
             raise DiskFull(f"{at} cannot be written: {error.strerror}.") from error
         raise _refused(at, error) from error
 

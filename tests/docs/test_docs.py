@@ -1,11 +1,13 @@
 """What the documentation says is so: links lead somewhere, tables are those of the code, commands exist."""
 
+import ast
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
+from trainyard_api.report import Outcome, Phase
 from trainyard_api.training import Augmentation, AugmentationPreset
 from trainyard_api.trainingjob import Cause
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
@@ -56,7 +58,7 @@ def test_the_table_of_metrics_is_what_the_operator_exports():
     assert len(told) == len(exported)
 
 
-def _shown(name: str, kind: str, labels: Iterable[str]) -> str:
+def _shown(name: str, kind: str | None, labels: Iterable[str]) -> str:
     return name + ("_total" if kind == "counter" else "") + (f"{{{','.join(sorted(labels))}}}" if labels else "")
 
 
@@ -64,10 +66,40 @@ def _sorted(name: str) -> str:
     return re.sub(r"\{(.*)\}", lambda match: f"{{{','.join(sorted(match[1].split(',')))}}}", name)
 
 
-def test_every_cause_and_every_reason_of_a_blocked_pod_is_explained():
+REASON = {"say": 1, "finished": 2, "Diagnosis": 0, "Blocker": 0}
+"""Functions and classes of `decide` that are given the reason of a status, and as which argument."""
+
+
+def test_every_reason_that_a_job_can_have_is_explained():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "operator/trainyard_operator/decide").glob("*.py")]
+    constants = {
+        node.targets[0].id: node.value.value
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.targets[0], ast.Name)
+    }
+
+    def words(given: ast.expr) -> set[str]:
+        match given:
+            case ast.Constant(value=str(word)):
+                return {word}
+            case ast.IfExp():
+                return words(given.body) | words(given.orelse)
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in constants:
+                return {str(constants[name])}
+        return set()  # a cause, an outcome, a phase, or the reason of a Diagnosis or Blocker
+
+    written = set[str]()
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        match node.func:
+            case ast.Name(id=name) | ast.Attribute(attr=name) if len(node.args) > REASON.get(name, 99):
+                written |= words(node.args[REASON[name]])
+    assert {"Contradiction", "BudgetSpent", "TooManyAttempts", "NothingToPublish", "SchedulingGated"} <= written
+    reasons = written | BLOCKED_REASONS | set(Cause) | set(Outcome) | set(Phase)
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
-    assert [str(cause) for cause in Cause if f"`{cause.value}`" not in page] == []
-    assert [reason for reason in sorted(BLOCKED_REASONS) if f"`{reason}`" not in page] == []
+    assert [reason for reason in sorted(reasons) if f"`{reason}`" not in page] == []
 
 
 def test_make_targets_that_are_named_exist():

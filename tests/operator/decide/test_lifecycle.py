@@ -602,6 +602,9 @@ def test_finish_without_a_checkpoint_has_nothing_to_publish():
     world.apply("cells", end="Finish")
     world.settle()
     assert state(world) == ("Canceled", "NothingToPublish")
+    world.apply("cells", end=None, suspend=False)
+    world.settle()
+    assert state(world)[0] == "Preparing"
 
 
 # --- runs, deletion, cleaning up --------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from trainyard_api.architectures import ARCHITECTURES, Task
+from trainyard_api.architectures import ARCHITECTURES, Architecture, Task, recommended
 
 from trainyard_cli import datasetsamples, datasettools
 from trainyard_cli.datasetio import MaxBytes, OutputOption, Sources, bar, dataset_spec, ends_well, phases, say, storage
@@ -19,6 +19,7 @@ from trainyard_cli.errors import CLIError
 from trainyard_cli.output import Format, dump
 
 if TYPE_CHECKING:
+    from trainyard_api.dataset import Dataset as Spec
     from trainyard_trainer.store import Storage
     from trainyard_trainer.survey import Survey
 
@@ -28,7 +29,6 @@ Labels = Annotated[
     str | None, typer.Option("--labels", help="The labels to learn, separated by commas, in their order.")
 ]
 TaskOption = Annotated[Task, typer.Option("--task", help="What the data is for.", case_sensitive=False)]
-ArchitectureOption = Annotated[str, typer.Option("--architecture", help="For the advice on size, batch and epochs.")]
 
 
 @app.callback()
@@ -38,10 +38,30 @@ def _begin(context: typer.Context) -> None:
 
 @app.command()
 def check(
-    sources: Sources,
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE...]", help="A zip or folder here, or file:// or s3:// address; default: the job's."
+        ),
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            "--job", help="A TrainingJob's file: its dataset settings, task and architecture are taken.", exists=True
+        ),
+    ] = None,
     labels: Labels = None,
-    task: TaskOption = Task.DETECTION,
-    architecture: ArchitectureOption = "yard-nano",
+    task: Annotated[
+        Task | None,
+        typer.Option("--task", help="What the data is for; default: the job's, else Detection.", case_sensitive=False),
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--architecture",
+            help="For the advice on size, batch and epochs; default: the job's, else the one to begin the task with.",
+        ),
+    ] = None,
     pictures: Annotated[
         bool | None,
         typer.Option(
@@ -49,14 +69,23 @@ def check(
             help="Fetch and decode pictures that lie on S3, or read their first bytes only; default: fetch up to 64 MiB.",
         ),
     ] = None,
-    max_bytes: MaxBytes = "2Gi",
+    max_bytes: Annotated[
+        str | None,
+        typer.Option("--max-bytes", help="Largest sum of all sources, as a quantity; default: the job's, else 2Gi."),
+    ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Say what a training would find: labels, boxes, what was repaired, what is wrong and where. Exit code 1 when it would fail."""
+    """Say what a training would find: labels, boxes, what was repaired, what is wrong and where. Exit code 1 when it would fail.
+
+    A training that differs from the default in its dataset settings finds other things: name its manifest with --job.
+    """
     from trainyard_cli.datasetview import page
 
-    found = _survey(sources, labels, task, max_bytes, pictures)
-    known = _architecture(architecture)
+    sources = sources or []
+    if not sources and job is None:
+        raise CLIError("name a SOURCE, or with --job the manifest of a job that has some.")
+    fields, task, known = _of_job(job, sources, task, architecture) if job else ({}, *_suited(task, architecture))
+    found = _survey(dataset_spec(sources, max_bytes, **{**fields, **_given(labels)}), task, pictures)
     if output in (Format.JSON, Format.YAML):
         print(dump(found.to_dict(known), output))
     else:
@@ -77,9 +106,9 @@ def stats(
     from trainyard_cli.datasetview import label_table, totals
 
     # What is counted is in the annotations; pictures are needed for their sizes only.
-    found = _survey(sources, labels, task, max_bytes, pictures=False)
+    found = _survey(dataset_spec(sources, max_bytes, **_given(labels)), task, pictures=False)
     if output in (Format.JSON, Format.YAML):
-        whole = found.to_dict(_architecture("yard-nano"))
+        whole = found.to_dict(recommended(task))
         print(
             dump({key: whole[key] for key in ("images", "objects", "labels", "imageSizes", "split", "digest")}, output)
         )
@@ -184,16 +213,55 @@ def _zipped(source: Path, folder: Path) -> Path:
     return path
 
 
-def _survey(sources: list[str], labels: str | None, task: Task, max_bytes: str, pictures: bool | None) -> Survey:
+def _given(labels: str | None) -> dict[str, Any]:
+    """`dataset.labels`, where --labels names some."""
+    given = [label.strip() for label in (labels or "").split(",") if label.strip()]
+    return {"labels": given} if given else {}
+
+
+def _of_job(
+    job: Path, sources: list[str], task: Task | None, architecture: str | None
+) -> tuple[dict[str, Any], Task, Architecture]:
+    """Dataset settings, task and architecture of a manifest, with what is set here over it; refused as a training would be."""
+    from trainyard_api.consistency import contradictions
+    from trainyard_api.resolve import Contradiction, resolved_task
+
+    from trainyard_cli.run import address, checked_spec, read_job
+
+    manifest = read_job(job)
+    wanted = dict(manifest.get("spec") or {})
+    over = {"task": task, "architecture": architecture}
+    wanted |= {name: value for name, value in over.items() if value is not None}
+    if sources:
+        wanted["dataset"] = {
+            **(wanted.get("dataset") or {}),
+            "sources": [{"uri": address(source)} for source in sources],
+        }
+    spec = checked_spec({**manifest, "spec": wanted})
+    try:
+        chosen = resolved_task(spec)
+    except Contradiction as error:
+        raise CLIError(f"{job}: {error}.") from None
+    if found := contradictions(spec):
+        raise CLIError(f"{job}: {'; '.join(found)}.")
+    return dict(wanted["dataset"]), chosen, ARCHITECTURES.get(spec.architecture) or recommended(chosen)
+
+
+def _suited(task: Task | None, architecture: str | None) -> tuple[Task, Architecture]:
+    """Each as it is given, else as the other one has it. Raises CLIError for two that do not fit."""
+    if architecture is None:
+        task = task or Task.DETECTION
+        return task, recommended(task)
+    if architecture not in ARCHITECTURES:
+        raise CLIError(f"there is no architecture {architecture!r}; trainyard architectures lists them.")
+    known = ARCHITECTURES[architecture]
+    if task not in (None, *known.tasks):
+        raise CLIError(f"{architecture} cannot do {task}; set --task to {' or '.join(known.tasks)}.")
+    return task or known.task, known
+
+
+def _survey(spec: Spec, task: Task, pictures: bool | None) -> Survey:
     from trainyard_trainer.survey import survey
 
-    given = [label.strip() for label in (labels or "").split(",") if label.strip()]
-    spec = dataset_spec(sources, max_bytes, **({"labels": given} if given else {}))
     with tempfile.TemporaryDirectory() as cache, phases() as progress:
         return survey(spec, task, storage(), Path(cache), pictures=pictures, progress=progress)
-
-
-def _architecture(name: str):
-    if name not in ARCHITECTURES:
-        raise CLIError(f"there is no architecture {name!r}; trainyard architectures lists them.")
-    return ARCHITECTURES[name]

@@ -48,17 +48,23 @@ def storage() -> Storage:
     return Storage(patience=10)
 
 
-def dataset_spec(sources: Sequence[str], max_bytes: str, **fields: Any) -> Spec:
-    """The dataset part of a job for these sources. Raises CLIError with the field that is wrong."""
+def dataset_spec(sources: Sequence[str], max_bytes: str | None, /, **fields: Any) -> Spec:
+    """The dataset part of a job for these sources; without any and without `max_bytes`, those of `fields` hold.
+
+    Raises CLIError with the field that is wrong.
+    """
     from pydantic import ValidationError
     from trainyard_api.dataset import Dataset
     from trainyard_trainer.fetch import quantity
 
-    given = {"sources": [{"uri": uri(source)} for source in sources], **fields}
-    given["limits"] = {"maxBytes": max_bytes, **given.get("limits", {})}
+    given = {**fields, "limits": dict(fields.get("limits") or {})}
+    if sources:
+        given["sources"] = [{"uri": uri(source)} for source in sources]
+    if max_bytes is not None:
+        given["limits"]["maxBytes"] = max_bytes
     try:
         spec = Dataset.model_validate(given)
-        quantity(max_bytes)
+        quantity(spec.limits.max_bytes)
     except ValidationError as error:
         first = error.errors()[0]
         raise CLIError(f"{'.'.join(map(str, first['loc']))}: {first['msg']} ({first['input']!r}).") from None

@@ -174,11 +174,13 @@ def _settings(
     from trainyard_api.dataset import Resize
     from trainyard_api.training import Augmentation
 
+    from trainyard_cli.run import read_job
+
     given: dict[str, Any] = {"preset": preset}
     resize, wanted = Resize.LETTERBOX, size or "320"
     try:
         if job is not None:
-            spec = _job_spec(job)
+            spec = dict(read_job(job).get("spec") or {})
             given = dict(spec.get("augmentation") or {})
             dataset = spec.get("dataset") or {}
             resize = Resize(dataset.get("resize", Resize.LETTERBOX))
@@ -196,12 +198,6 @@ def _settings(
         ) from None
     except ValueError as error:
         raise CLIError(f"{job}: dataset.resize: {error}.") from None
-
-
-def _job_spec(job: Path) -> dict[str, Any]:
-    from trainyard_cli.run import read_job
-
-    return dict(read_job(job).get("spec") or {})
 
 
 def _size_of(spec: dict[str, Any]) -> int:

@@ -26,6 +26,7 @@ from trainyard_cli.output import Format, dump
 
 if TYPE_CHECKING:
     from trainyard_api.run import RunSpec
+    from trainyard_api.trainingjob import TrainingJobSpec
     from trainyard_trainer.store import Storage
 
 app = typer.Typer(add_completion=False)
@@ -68,15 +69,26 @@ def read_job(path: Path) -> dict[str, Any]:
     return jobs[0]
 
 
+def checked_spec(job: dict[str, Any]) -> TrainingJobSpec:
+    """The spec of a manifest. Raises CLIError with the field that is wrong."""
+    from pydantic import ValidationError
+    from trainyard_api.trainingjob import TrainingJobSpec
+
+    try:
+        return TrainingJobSpec.model_validate(job.get("spec") or {}, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CLIError(f"{job['metadata']['name']}: spec.{where}: {first['msg']}.") from error
+
+
 def spec_here(job: dict[str, Any], dataset: str | None, to: str | None, rerun: int | None) -> RunSpec:
     """What the trainer is told on this machine: the next attempt of this manifest's run, from its last checkpoint.
 
     The uid is made from the manifest, so that the same one goes on and a changed one starts anew.
     """
-    from pydantic import ValidationError
     from trainyard_api.execution import Execution, Instance
     from trainyard_api.resolve import Attempt, Contradiction, run_spec
-    from trainyard_api.trainingjob import TrainingJobSpec
     from trainyard_api.trainingservice import TrainingServiceSpec
     from trainyard_trainer.store import Storage
 
@@ -85,12 +97,7 @@ def spec_here(job: dict[str, Any], dataset: str | None, to: str | None, rerun: i
         wanted["dataset"] = {**(wanted.get("dataset") or {}), "sources": [{"uri": address(dataset)}]}
     if to is not None:
         wanted["output"] = {**(wanted.get("output") or {}), "uri": address(to)}
-    try:
-        checked = TrainingJobSpec.model_validate(wanted, extra="forbid")
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CLIError(f"{name}: spec.{where}: {first['msg']}.") from error
+    checked = checked_spec({**job, "spec": wanted})
     # This machine is one node. The batch is that of all, so the steps are the same.
     checked = checked.model_copy(update={"resources": checked.resources.model_copy(update={"nodes": 1})})
     uid = _uid(name, wanted)

@@ -152,6 +152,12 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     ),
 )  # fmt: skip
 
+
+def recommended(task: Task) -> Architecture:
+    """What to begin a task with: the first of the catalogue that can do it."""
+    return next(known for known in ARCHITECTURES.values() if task in known.tasks)
+
+
 PRIVATE_PREFIX = "private/"
 
 _NAME = r"^(private/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?$"

@@ -4,11 +4,20 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from trainyard_api.architectures import Task
+from trainyard_api.dataset import Source
+from trainyard_api.trainingjob import TrainingJobSpec
 from trainyard_trainer import remote, voc_source
+from trainyard_trainer.errors import BadData
+from trainyard_trainer.prepare import prepare
+from trainyard_trainer.records import Side
+from trainyard_trainer.store import Storage
 from trainyard_trainer.store_s3 import S3
 from trainyard_trainer.synth import Kind, write_zip
 
@@ -82,6 +91,129 @@ def test_check_says_what_looks_alike_what_to_add_and_why_which_settings(tmp_path
     assert report["additions"][0].startswith("'ring'")
 
 
+def job_file(folder: Path, dataset: dict[str, Any] | None = None, **fields: Any) -> Path:
+    """A manifest whose data is on a storage that nobody asks."""
+    settings = {"sources": [{"uri": "s3://vision/elsewhere.zip"}], **(dataset or {})}
+    spec = {"architecture": "yard-nano", "output": {"uri": "s3://vision/models"}, "dataset": settings, **fields}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump({"kind": "TrainingJob", "metadata": {"name": "cells"}, "spec": spec}))
+    return path
+
+
+def odd(folder: Path) -> Path:
+    """20 images: two inverted boxes, one without annotation, one without object, the sides as lists; boxes begin at 1."""
+    files = good(20)
+    for index, objects in ((3, [obj(box=(40, 8, 10, 28))]), (4, [obj(box=(40, 8, 1, 28))]), (5, [])):
+        files[f"Annotations/img_{index:02d}.xml"] = xml(*objects)
+    for index in (0, 1, *range(6, 20)):
+        files[f"Annotations/img_{index:02d}.xml"] = xml(obj(), obj("dot", (1, 1, 20, 20)))
+    del files["Annotations/img_02.xml"]
+    for name, members in (("train", range(6, 20)), ("val", range(2))):
+        files[f"ImageSets/Main/{name}.txt"] = "\n".join(f"img_{index:02d}" for index in members).encode()
+    return zipped(files, folder / "data.zip")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem", "told"),
+    [
+        ({}, "maxRepairPercent (5)", {"images": 19}),
+        ({"limits": {"maxRepairPercent": 30}}, "", {"images": 19, "split": {"train": 15, "validation": 2, "test": 2}}),
+        ({"limits": {"maxRepairPercent": 30}, "unannotated": "Background"}, "", {"images": 20}),
+        ({"limits": {"maxRepairPercent": 30}, "withoutObjects": "Skip"}, "", {"images": 18}),
+        ({"limits": {"maxRepairPercent": 30, "maxImages": 15}}, "dataset.limits.maxImages (15)", {}),
+        ({"limits": {"maxRepairPercent": 30}, "labels": ["cell"]}, "'dot' is not in dataset.labels", {}),
+        (
+            {"limits": {"maxRepairPercent": 30}, "split": {"trainPercent": 50, "validationPercent": 50, "testPercent": 0}},
+            "",
+            {"split": {"train": 9, "validation": 10, "test": 0}},
+        ),
+        (
+            {
+                "limits": {"maxRepairPercent": 30},
+                "subsets": {"train": {"imageSet": "train"}, "validation": {"imageSet": "val"}},
+            },
+            "",
+            {"split": {"train": 14, "validation": 2, "test": 0}},
+        ),
+    ],
+)  # fmt: skip
+def test_check_finds_what_a_training_of_the_job_would_find(
+    tmp_path: Path, settings: dict[str, Any], problem: str, told: dict[str, Any]
+):
+    data = odd(tmp_path)
+    done = run("check", data, "--job", job_file(tmp_path, settings), "-o", "json")
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)
+    assert problem in (report["problem"] or "")
+    assert (done.returncode, report["ok"]) == ((1, False) if problem else (0, True))
+    assert {key: report[key] for key in told} == told
+    spec = TrainingJobSpec.model_validate(yaml.safe_load((tmp_path / "job.yaml").read_text())["spec"])
+    here = spec.dataset.model_copy(update={"sources": (Source(uri=data.as_uri()),)})
+    try:
+        trained = prepare(here, Task.DETECTION, Storage(), tmp_path / "cache", image_size=(64, 64))
+        assert report["split"] == {side.value: len(trained.of(side)) for side in Side}
+        assert report["images"] == len(trained.dataset.records)
+    except BadData as error:
+        assert report["problem"] == str(error)
+
+
+def test_check_takes_box_origin_and_label_policy_of_the_job(tmp_path: Path):
+    data = odd(tmp_path)
+    assert "counted from 1" in run("check", data, "--job", job_file(tmp_path)).stdout
+    zero = job_file(tmp_path, {"limits": {"boxOrigin": 0}})
+    assert "counted from 1" not in run("check", data, "--job", zero).stdout
+    other = zipped(good(12, ("cell",)), tmp_path / "other.zip")
+    identical = job_file(tmp_path, {"labelPolicy": "Identical", "limits": {"maxRepairPercent": 30}})
+    done = run("check", data, other, "--job", identical)
+    assert (done.returncode, "dataset.labelPolicy is Identical" in done.stderr) == (1, True)
+
+
+def test_check_takes_the_sources_the_task_and_the_architecture_of_the_job(shapes: Path, tmp_path: Path):
+    job = job_file(tmp_path, {"sources": [{"uri": shapes.as_uri()}]}, architecture="resnet18", task="Tagging")
+    done = run("check", "--job", job)
+    assert (done.returncode, "To begin with (resnet18)" in done.stdout) == (0, True), done.stderr
+    assert "To begin with (resnet50)" in run("check", "--job", job, "--architecture", "resnet50").stdout
+    own = job_file(tmp_path, {"sources": [{"uri": shapes.as_uri()}]}, architecture="private/mine", task="Detection")
+    assert "To begin with (yard-nano)" in run("check", "--job", own).stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "said"),
+    [
+        ({"labelpolicy": "Union"}, {}, "spec.dataset.labelpolicy"),
+        ({"split": {"testPercent": 30}}, {}, "must sum to 100"),
+        ({}, {"architecture": "yard-nono"}, "did you mean yard-nano?"),
+    ],
+)
+def test_check_refuses_the_job_that_a_training_would_refuse(
+    shapes: Path, tmp_path: Path, settings: dict[str, Any], fields: dict[str, Any], said: str
+):
+    done = run("check", shapes, "--job", job_file(tmp_path, settings, **fields))
+    assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
+
+
+def test_check_without_source_and_job_says_what_is_missing():
+    done = run("check")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: name a SOURCE, or with --job the manifest of a job that has some.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "To begin with (yard-nano)"),
+        (("--task", "Tagging"), "To begin with (mobilenet-v3-small)"),
+        (("--architecture", "resnet18"), "has the labels"),
+        (("--task", "Tagging", "--architecture", "yard-nano"), "yard-nano cannot do Tagging; set --task to Detection."),
+    ],
+)
+def test_the_advised_architecture_can_do_the_task(shapes: Path, options: tuple[str, ...], said: str):
+    done = run("check", shapes, *options)
+    assert said in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(("side", "size"), [(32, 320), (24, 416), (15, 640), (4, 1024)])
 def test_the_advised_size_gives_small_objects_twelve_pixels(tmp_path: Path, side: int, size: int):
     files = good(12)
@@ -127,9 +259,16 @@ def test_synth_gives_the_same_bytes_for_the_same_seed(tmp_path: Path):
 
 
 def test_synth_of_characters_is_a_dataset(tmp_path: Path):
-    names = write_zip(tmp_path / "a.zip", images=12, size=(96, 64), labels=5, kind=Kind.CHARACTERS)
+    options = ("--images", 12, "--size", "96x64", "--labels", 5)
+    done = run("synth", tmp_path / "a.zip", *options, "--kind", "characters", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    names = write_zip(tmp_path / "b.zip", images=12, size=(96, 64), labels=5, kind=Kind.CHARACTERS)
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    assert json.loads(done.stdout)["labels"] == list(names)
     report = json.loads(run("stats", tmp_path / "a.zip", "-o", "json").stdout)
     assert [entry["label"] for entry in report["labels"]] == sorted(names)
+    done = run("synth", tmp_path / "c.zip", "--kind", "letters")
+    assert (done.returncode, "write shapes or characters" in done.stderr) == (1, True)
 
 
 def test_upload_and_check_on_s3(shapes: Path, bucket: Bucket, tmp_path: Path):

@@ -30,6 +30,8 @@ MaxBytes = Annotated[str, typer.Option("--max-bytes", help="Largest sum of all s
 OutputOption = Annotated[Format, typer.Option("-o", "--output", help="table, json or yaml.")]
 NO_LIMIT = "1Ti"
 """What the tools read at most: the data is the user's own, and only zip bombs are kept out."""
+NO_LIMITS = {"maxBytes": NO_LIMIT, "maxPixels": 1_000_000_000, "maxRepairPercent": 100}
+"""`dataset.limits` of what is not trained on."""
 
 
 def uri(source: str) -> str:
@@ -78,9 +80,7 @@ def opened(sources: Sequence[str], max_bytes: str, progress: Any) -> Iterator[tu
     """The sources, fetched into a folder that goes when the block ends."""
     from trainyard_trainer.fetch import fetch, quantity
 
-    spec = dataset_spec(
-        sources, max_bytes, unannotated="Background", limits={"maxPixels": 1_000_000_000, "maxRepairPercent": 100}
-    )
+    spec = dataset_spec(sources, max_bytes, unannotated="Background", limits=NO_LIMITS)
     with tempfile.TemporaryDirectory() as cache:
         found, _ = fetch(
             [source.uri for source in spec.sources],

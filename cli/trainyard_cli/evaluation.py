@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +44,19 @@ class Outcome:
     errors: list[tuple[int, bool, bool]]
 
 
-def evaluate(found: Sequence[Found], dataset: str, to: Path, *, quiet: bool = False) -> dict[str, Any]:
+def evaluate(
+    found: Sequence[Found],
+    dataset: str,
+    to: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    image_set: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Scores `dataset` and writes report, metrics and failures into `to`. Returns the metrics.
+
+    `settings` is the dataset part of a job: what it says about how data is read holds here too. `image_set` is the list of the images
+    to score, None for all.
 
     Each image is judged by the first version that did not train on it; those that all trained on are not scored.
     """
@@ -60,7 +71,9 @@ def evaluate(found: Sequence[Found], dataset: str, to: Path, *, quiet: bool = Fa
         raise CLIError(
             "The versions have other labels or another task: evaluate them one by one, and compare the metrics."
         )
-    prepared = _prepared(dataset, judges[0].predictor, quiet)
+    prepared = _prepared(dataset, judges[0].predictor, settings or {}, image_set, quiet)
+    if not prepared.dataset.records:
+        raise CLIError(f"No image of the list {image_set} has an annotation to be scored against.")
     turns = list(in_turns(judges, prepared, quiet))
     scored = sum(len(turn.members) for turn in turns if not turn.trained_on)
     if not scored:
@@ -73,6 +86,7 @@ def evaluate(found: Sequence[Found], dataset: str, to: Path, *, quiet: bool = Fa
     told = {
         "versions": [one.version.name for one in found],
         "dataset": dataset,
+        **({"imageSet": image_set} if image_set else {}),
         "images": len(outcome.errors),
         "trainedOn": len(prepared.dataset.records) - scored,
         "otherLabels": sorted(
@@ -202,13 +216,19 @@ def _judge(found: Found) -> Judge:
     return Judge(opened(found), dict(known_from_json(found.fetch("dataset.json").read_bytes())))
 
 
-def _prepared(dataset: str, predictor: Predictor, quiet: bool) -> Prepared:
+READ_BY = ("unannotated", "withoutObjects")
+"""Settings of a dataset that say how it is read, `limits` aside. Labels are the version's, and there are no sides."""
+
+
+def _prepared(
+    dataset: str, predictor: Predictor, settings: Mapping[str, Any], image_set: str | None, quiet: bool
+) -> Prepared:
     import sys
 
     from trainyard_api.architectures import Task
-    from trainyard_api.dataset import Dataset
     from trainyard_trainer.prepare import prepare
 
+    from trainyard_cli.datasetio import NO_LIMITS, dataset_spec
     from trainyard_cli.modelsource import cache
 
     def progress(phase: Any, done: int, total: int) -> None:
@@ -216,10 +236,17 @@ def _prepared(dataset: str, predictor: Predictor, quiet: bool) -> Prepared:
             end = "\n" if done == total else "\r"
             print(f"{phase}: {100 * done // max(1, total)} %  ", end=end, file=sys.stderr, flush=True)
 
-    spec = Dataset.model_validate({"sources": [{"uri": dataset}]})
-    storage, folder = here(), cache().parent / "datasets"
+    fields = {name: settings[name] for name in READ_BY if name in settings}
+    spec = dataset_spec([dataset], None, **fields, limits={**NO_LIMITS, **(settings.get("limits") or {})})
     return prepare(
-        spec, Task(predictor.contract.task), storage, folder, image_size=predictor.contract.size, progress=progress
+        spec,
+        Task(predictor.contract.task),
+        here(),
+        cache().parent / "datasets",
+        image_size=predictor.contract.size,
+        to_train=False,
+        image_set=image_set,
+        progress=progress,
     )
 
 
@@ -234,7 +261,10 @@ def _page(found: Sequence[Found], told: dict[str, Any], prepared: Prepared, sect
 
     names = ", ".join(told["versions"])
     architecture = found[0].version.manifest["architecture"]
-    facts = {"Versions": names, "Architecture": architecture, "Dataset": told["dataset"], "Images": told["images"]}
+    facts = {
+        "Versions": names, "Architecture": architecture, "Dataset": told["dataset"], "Image set": told.get("imageSet"),
+        "Images": told["images"],
+    }  # fmt: skip
     data = page.dataset(json.loads(prepared.to_json()))
     return page.page(f"{names} on {told['dataset'].rsplit('/', 1)[-1] or told['dataset']}", facts, [*sections, data])
 

@@ -193,6 +193,17 @@ def evaluate(
     to: Annotated[Path, typer.Option("--to", help="Folder for report.html, metrics.json and failures.zip.")] = Path(
         "evaluation"
     ),
+    image_set: Annotated[
+        str | None, typer.Option("--image-set", help="Score only the images of this list under ImageSets/Main.")
+    ] = None,
+    job: Annotated[
+        Path | None,
+        typer.Option(
+            "--job",
+            help="A TrainingJob's file: its dataset.limits (boxOrigin, ...), unannotated and withoutObjects are taken.",
+            exists=True,
+        ),
+    ] = None,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
@@ -201,15 +212,23 @@ def evaluate(
     """Score versions on any dataset: metrics, a report with annotations worth a second look, failures as VOC.
 
     Images that the version trained on are left out of the scores. With several versions, each image is shown to the first one
-    that did not train on it.
+    that did not train on it. Any number of images will do, one of them included.
     """
     from trainyard_cli.evaluation import evaluate as score
     from trainyard_cli.evaluation import summary
     from trainyard_cli.modelsource import find
-    from trainyard_cli.run import address
+    from trainyard_cli.run import address, checked_spec, read_job
 
     if not versions:
         raise CLIError("Name a version.")
     connect = _connect(namespace, context, kubeconfig)
-    told = score([find(name, connect) for name in versions], address(dataset), to, quiet=output is not Format.TABLE)
+    settings = checked_spec(read_job(job)).dataset.model_dump(by_alias=True, exclude_unset=True) if job else None
+    told = score(
+        [find(name, connect) for name in versions],
+        address(dataset),
+        to,
+        settings=settings,
+        image_set=image_set,
+        quiet=output is not Format.TABLE,
+    )
     print(dump(told, output) if output in (Format.JSON, Format.YAML) else summary(told, to))

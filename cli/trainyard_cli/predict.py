@@ -57,8 +57,9 @@ class Shot:
 
 def opened(found: Found) -> Predictor:
     """The version's graph, ready to run."""
-    from trainyard_trainer.predictor import Predictor
+    from trainyard_trainer.predictor import Contract, Predictor
 
+    Contract.of(found.version.manifest)  # a version without a graph is told before the file is looked for
     try:
         return Predictor(found.version.manifest, found.fetch("model.onnx"))
     except ImportError as error:

@@ -3,6 +3,7 @@
 They are forked from one that has imported PyTorch, as the imports are most of what such an attempt costs.
 """
 
+import io
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trainyard_api.run import RunSpec
 from trainyard_trainer.synth import write_zip
@@ -49,6 +50,32 @@ def run_spec(folder: Path, data: Path, **changes: Any) -> RunSpec:
         "drainSeconds": 60,
     }
     return RunSpec.model_validate(values | changes)
+
+
+def publish_untrained(folder: Path, data: Path, out: TextIO | None = None, **changes: Any) -> RunSpec:
+    """A version with fresh weights, and all that a training leaves; `out` gets the lines."""
+    import torch
+    from trainyard_api.report import Outcome
+    from trainyard_trainer.prepare import prepare
+    from trainyard_trainer.publish import Model, Publishing, publish
+    from trainyard_trainer.report import Reporter
+    from trainyard_trainer.store import Storage
+    from trainyard_trainer.task import build_task
+
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, size = run_spec(folder, data, **changes), (64, 64)
+    prepared = prepare(spec.dataset, spec.task, Storage(), folder / "cache", image_size=size)
+    torch.manual_seed(0)
+    task = build_task(spec, prepared.dataset.labels, prepared.dataset.records, size)
+    reporter = Reporter(spec, folder / "metrics.jsonl", out=out or io.StringIO())
+    publish(
+        Model(task, 1, 1, 1, Outcome.COMPLETED, "done."),
+        Publishing(
+            spec, prepared, size, Storage(), reporter, folder / "version", torch.device("cpu"), time.monotonic() + 600, 1,
+            None, None,
+        ),
+    )  # fmt: skip
+    return spec
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainyard_api.architectures import Task
@@ -78,11 +78,15 @@ def prepare(
     known_sides: split.Known | None = None,
     memory: int | None = None,
     shared: bool = False,
+    to_train: bool = True,
+    image_set: str | None = None,
     stop: StopFlag = never,
     progress: PhaseProgress = lambda phase, done, total: None,
 ) -> Prepared:
     """Raises a TrainerError that says what to do. `known_labels` and `known_sides` come from the version that is continued.
 
+    `to_train=False`: to score a model, all images are on the test side, and few will do; `image_set` is the list of those that are
+    taken, None for all.
     `image_size` is width and height of the network's input; `shared`: the pixels lie where other processes can map them. The same spec and data give the same records and sides.
     """
     sources, found = fetch(
@@ -98,9 +102,13 @@ def prepare(
         task,
         sources,
         known_labels=known_labels,
+        to_train=to_train,
         stop=stop,
         progress=lambda done, total: progress(Phase.CHECKING, done, total),
     )
+    if image_set is not None:
+        members = split.of_list(image_set, dataset.records, dataset.sources, dataset.layouts, "the images to score")
+        dataset = replace(dataset, records=tuple(dataset.records[index] for index in members))
     kept, verdict = pixels.build(
         dataset,
         max(image_size),
@@ -116,7 +124,8 @@ def prepare(
         dataset = dataset.without(verdict.corrupt, verdict.repaired)
         kept = kept.keep(good)
         hashes = {new: verdict.hashes[old] for new, old in enumerate(good)}
-    sides = choose_sides(spec, dataset, storage, known_sides)
+    everything = tuple(range(len(dataset.records)))
+    sides = choose_sides(spec, dataset, storage, known_sides) if to_train else Sides((), test=everything)
     likenesses = near_duplicates(hashes, {i: record.digest for i, record in enumerate(dataset.records)})
     findings = (*found, *dataset.findings, *sides.findings, *report_data.likenesses(dataset.records, sides, likenesses))
     return Prepared(dataset, sides, kept, findings)

@@ -80,6 +80,23 @@ def name(
     return _finish(records, sides)
 
 
+def of_list(
+    name: str, records: Sequence[Record], sources: Sequence[Source], layouts: Sequence[Layout], asked: str
+) -> list[int]:
+    """Records in the list `name` under ImageSets/Main, of all sources that have it. Raises BadData where none does: `asked` is what
+    names it."""
+    lists = [(index, layout.lists[name]) for index, layout in enumerate(layouts) if name in layout.lists]
+    if not lists:
+        there = sorted({known for layout in layouts for known in layout.lists})
+        raise BadData(f"{asked}: there is no ImageSets/Main/{name}.txt; there are {', '.join(there) or 'no lists'}.")
+    found: list[int] = []
+    for index, member in lists:
+        found += _by_name(
+            records, list_names(sources[index].read(member)), f"{member} in {sources[index].uri}", layouts, index
+        )
+    return sorted(set(found))
+
+
 def to_json(records: Sequence[Record], sides: Sides) -> str:
     """The sides as they are recorded with a version: what `known_from_json` reads."""
     lists = {side.value: {records[i].digest: records[i].name for i in sides.of(side)} for side in Side}
@@ -165,20 +182,7 @@ def _members(
     fetch: Callable[[str], bytes],
 ) -> list[int]:
     if subset.image_set is not None:
-        found: list[int] = []
-        lists = [
-            (i, layout.lists[subset.image_set]) for i, layout in enumerate(layouts) if subset.image_set in layout.lists
-        ]
-        if not lists:
-            there = sorted({name for layout in layouts for name in layout.lists})
-            raise BadData(
-                f"dataset.subsets.{side}.imageSet: there is no ImageSets/Main/{subset.image_set}.txt; there are {', '.join(there) or 'no lists'}."
-            )
-        for index, member in lists:
-            found += _by_name(
-                records, list_names(sources[index].read(member)), f"{member} in {sources[index].uri}", layouts, index
-            )
-        return sorted(set(found))
+        return of_list(subset.image_set, records, sources, layouts, f"dataset.subsets.{side}.imageSet")
     if subset.list_uri is not None:
         return _by_name(records, list_names(fetch(subset.list_uri)), subset.list_uri, layouts)
     if subset.folder is not None:

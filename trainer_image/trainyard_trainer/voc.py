@@ -42,6 +42,8 @@ class Dataset:
     annotated: int
     stated: int
     max_repair_percent: int
+    to_train: bool = True
+    """Whether it has to do for a training; to score a model any image with truth does."""
 
     def read(self, record: Record) -> bytes:
         """The bytes of a record's image."""
@@ -61,17 +63,17 @@ class Dataset:
         return changed
 
     def check(self) -> None:
-        """Raises BadData for errors, too many lossy repairs, too few images, and what the task does not allow."""
+        """Raises BadData for errors, too many lossy repairs, no labels, and what cannot be trained on: too few images or classes."""
         refuse(self.of_kind(Kind.ERROR))
         check_repairs(self)
         used = [record for record in self.records if record.annotation or record.tags]
-        if len(used) < MIN_IMAGES:
+        if self.to_train and len(used) < MIN_IMAGES:
             raise BadData(f"{len(used)} annotated images are too few to train on; at least {MIN_IMAGES} are needed.")
         if not self.labels:
             raise BadData(
                 "no image has an object; annotate some, or check that the <object> elements are where they belong."
             )
-        if self.task is Task.CLASSIFICATION and len(self.labels) < 2:
+        if self.to_train and self.task is Task.CLASSIFICATION and len(self.labels) < 2:
             raise BadData(f"classification needs at least two labels; all images are {', '.join(self.labels)!r}.")
 
 
@@ -84,8 +86,11 @@ def load(
     stop: StopFlag = never,
     progress: Progress = silent,
     strict: bool = True,
+    to_train: bool = True,
 ) -> Dataset:
     """Reads and checks the sources. `known_labels` are those of the version that is continued: they keep their order.
+
+    With `to_train=False` nothing is asked for or said that only matters to a training.
 
     Raises BadData; with `strict=False` only where nothing can be read at all, so that a report can show every finding.
     """
@@ -127,11 +132,12 @@ def load(
                 f"{len(records):,} images, more than dataset.limits.maxImages ({spec.limits.max_images:,})",
             )
         )
-    findings.extend(dataset_warnings(records, labels, task))
-    findings.extend(voc_labels.unasked_lists(spec, layouts))
+    if to_train:
+        findings.extend(dataset_warnings(records, labels, task))
+        findings.extend(voc_labels.unasked_lists(spec, layouts))
     dataset = Dataset(
         tuple(records), labels, tuple(findings), digest(sources), tuple(sources), tuple(layouts), task, annotated, stated,
-        spec.limits.max_repair_percent,
+        spec.limits.max_repair_percent, to_train,
     )  # fmt: skip
     if strict:
         dataset.check()

@@ -10,6 +10,7 @@ from trainyard_trainer.charts import Series, line_chart, thinned, ticks
 from trainyard_trainer.markup import tag
 from trainyard_trainer.metrics import Detections, Truth, box_scores
 from trainyard_trainer.records import Object, Record, Side
+from trainyard_trainer.secondlook import Doubt, Look
 
 EVIL = "<script>alert('x')</script>\" onload=\"&amp;"
 
@@ -111,6 +112,13 @@ def test_second_looks_name_file_and_line_and_say_where_the_model_learned_it(docu
     assert len(looks) == 3
     assert "box 70,5 to 90,20" in looks[0]
     assert any("annotated cell · Annotations/3.xml:10 · trained on" in look for look in looks[1:])
+
+
+def test_where_an_annotation_has_no_lines_the_box_is_named() -> None:
+    item = Object("cell", (5, 5, 25, 25))
+    record = Record("0", "JPEGImages/0.jpg", "Annotations/0.json", 0, 100, 80, "0", objects=(item,))
+    look = Look(Doubt.NEVER_FOUND, 0, (5, 5, 25, 25), 0.9, object=0, annotated=0)
+    assert boxpage.place(record, look, ("cell",)) == "Annotations/0.json, box 5,5 to 25,25"
 
 
 def test_a_curve_of_many_steps_is_drawn_by_its_means() -> None:

@@ -1,6 +1,7 @@
 """Annotation files as they are found in the wild; the numbers are those of the table of cases."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from trainyard_trainer.records import Kind
 from tests.trainer.vocfiles import HEIGHT, WIDTH, found, good, load, obj, picture, record, xml
 
 A = "Annotations/img_00.xml"
+ROOT = Path(__file__).parents[2]
 
 
 def with_first(annotation: bytes, images: int = 40) -> dict[str, bytes]:
@@ -180,6 +182,50 @@ def test_27_annotations_in_json_of_the_same_shape_are_read(tmp_path: Path):
     files["Annotations/img_00.json"] = json.dumps({"annotation": tree}).encode()
     first = record(load(files, tmp_path)).objects[0]
     assert (first.label, first.box, first.difficult) == ("cell", (10, 8, 30, 28), True)
+
+
+def test_27_the_annotation_that_the_documentation_shows_is_read(tmp_path: Path):
+    (shown,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "datasets.md").read_text(), re.DOTALL)
+    files = good()
+    del files[A]
+    files["Annotations/img_00.json"] = shown.encode()
+    files["JPEGImages/img_00.jpg"] = picture(0, (640, 480))
+    dataset = load(files, tmp_path)
+    assert [(item.label, item.box, item.difficult) for item in record(dataset).objects] == [
+        ("cell", (48, 240, 195, 371), False),
+        ("dot", (8, 12, 20, 30), True),
+    ]
+    bare = json.dumps(json.loads(shown)["annotation"]).encode()
+    assert record(load({**files, "Annotations/img_00.json": bare}, tmp_path)).objects == record(dataset).objects
+
+
+BOX = {"xmin": 1, "ymin": 1, "xmax": 9, "ymax": 9}
+POINTS = [[1, 1], [9, 1], [9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("item", "reason", "said"),
+    [
+        ({"bndbox": BOX}, "LabelMissing", "object 1: an object without a <name>"),
+        ({"name": "a\u0085b", "bndbox": BOX}, "LabelUnreadable", "object 1: the label"),
+        ({"name": "cell"}, "BoxMissing", "object 1: has no bndbox"),
+        ("cell", "JSONInvalid", "object 1: is no JSON object"),
+        ({"name": "cell", "bndbox": BOX | {"xmin": "x"}}, "CoordinateUnreadable", "object 1: xmin is 'x', not a number"),
+        ({"name": "cell", "bndbox": dict.fromkeys(BOX, 0.5)}, "BoxNormalised", "object 1: the box (0.5, "),
+        ({"name": "cell", "polygon": POINTS}, "PolygonWithoutBox", "object 1: has a polygon"),
+        ({"name": "cell", "bndbox": BOX | {"xmin": 20}}, "BoxInverted", "object 1: xmax 9 < xmin 20"),
+        ({"name": "cell", "bndbox": BOX | {"xmin": 9}}, "BoxEmpty", "object 1: the box of 'cell' has no area"),
+        ({"name": "cell", "bndbox": BOX | {"xmax": WIDTH + 9}}, "BoxClipped", "object 1: the box of 'cell' leaves"),
+        ({"name": "cell", "bndbox": dict.fromkeys(BOX, 900) | {"xmin": 800, "ymin": 800}}, "BoxOutside", "object 1: "),
+    ],
+)  # fmt: skip
+def test_27_what_is_found_in_json_names_the_object(tmp_path: Path, item: object, reason: str, said: str):
+    files = good()
+    del files[A]
+    tree = {"object": [{"name": "cell", "bndbox": BOX}, item], "size": {"width": WIDTH, "height": HEIGHT}}
+    files["Annotations/img_00.json"] = json.dumps(tree).encode()
+    (finding,) = found(load(files, tmp_path, strict=False), reason)
+    assert str(finding).startswith(f"Annotations/img_00.json: {said}")
 
 
 def test_27_json_that_is_broken_is_an_error_with_its_line(tmp_path: Path):

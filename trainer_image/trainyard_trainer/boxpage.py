@@ -249,7 +249,8 @@ def place(record: Record, look: Look, labels: Sequence[str]) -> str:
     """File and line of the annotation, else the file and the box."""
     if look.object is not None and record.annotation:
         asked_for = [item for item in record.objects if item.label in labels]
-        return f"{record.annotation}:{asked_for[look.object].line}"
+        if line := asked_for[look.object].line:
+            return f"{record.annotation}:{line}"
     x1, y1, x2, y2 = (round(v) for v in look.box)
     return f"{record.annotation or record.image}, box {x1},{y1} to {x2},{y2}"
 

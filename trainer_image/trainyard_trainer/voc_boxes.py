@@ -100,7 +100,7 @@ def _repair(raw: RawObject, file: str, width: int, height: int, first_pixel: int
     findings: list[Finding] = []
 
     def lossy(reason: str, message: str) -> None:
-        findings.append(Finding(Kind.LOSSY, reason, message, file, raw.line or None))
+        findings.append(Finding(Kind.LOSSY, reason, raw.said(message), file, raw.line or None))
 
     x1, y1, x2, y2 = raw.box
     if x2 < x1:
@@ -123,5 +123,5 @@ def _repair(raw: RawObject, file: str, width: int, height: int, first_pixel: int
     outside = max(-x1, -y1, x2 - width, y2 - height)
     message = f"the box of {raw.label!r} leaves the image ({width}x{height}) by {outside:g} pixels; clipped"
     kind = Kind.REPAIRED if outside <= ROUNDING else Kind.LOSSY
-    findings.append(Finding(kind, "BoxClipped", message, file, raw.line or None))
+    findings.append(Finding(kind, "BoxClipped", raw.said(message), file, raw.line or None))
     return clipped, findings

@@ -32,13 +32,12 @@ def parse(data: bytes, file: str) -> Annotation:
         try:
             raw, guessed = _object(item, index)
         except Problem as problem:
-            findings.append(error(problem, file))
+            findings.append(error(Problem(problem.reason, f"object {index}: {problem}"), file))
             continue
         objects.append(raw)
         if guessed:
-            findings.append(
-                Finding(Kind.LOSSY, "PolygonWithoutBox", "has a polygon and no bndbox; its outline was taken", file)
-            )
+            message = raw.said("has a polygon and no bndbox; its outline was taken")
+            findings.append(Finding(Kind.LOSSY, "PolygonWithoutBox", message, file))
     return Annotation(file, tuple(objects), _size(tree), 0, str(tree.get("filename") or ""), tuple(findings))
 
 
@@ -74,23 +73,23 @@ def _items(tree: dict[str, Any]) -> list[Any]:
 
 def _object(item: Any, index: int) -> tuple[RawObject, bool]:
     if not isinstance(item, dict):
-        raise Problem("JSONInvalid", f"object {index} is no JSON object")
+        raise Problem("JSONInvalid", "is no JSON object")
     name = item.get("name")
     label = clean_label(name if isinstance(name, str) else None, None)
     box = item.get("bndbox")
     if isinstance(box, dict):
         x1, y1, x2, y2 = (
-            number(_text(box.get(key)), f"object {index}: {key}", None) for key in ("xmin", "ymin", "xmax", "ymax")
+            number(_text(box.get(key)), key, None) for key in ("xmin", "ymin", "xmax", "ymax")
         )
         corners = (x1, y1, x2, y2)
         check_normalised(corners, None)
     else:
-        corners = outline(_polygon(item.get("polygon"), index))
+        corners = outline(_polygon(item.get("polygon")))
     flags = (flag(_text(item.get(key))) for key in ("difficult", "truncated", "occluded"))
-    return RawObject(label, corners, *flags, line=0), not isinstance(box, dict)
+    return RawObject(label, corners, *flags, line=0, index=index), not isinstance(box, dict)
 
 
-def _polygon(points: Any, index: int) -> list[tuple[float, float]]:
+def _polygon(points: Any) -> list[tuple[float, float]]:
     try:
         found = [
             (number(_text(p["x"]), "x", None), number(_text(p["y"]), "y", None))
@@ -101,7 +100,7 @@ def _polygon(points: Any, index: int) -> list[tuple[float, float]]:
     except (KeyError, IndexError, TypeError):
         found = []
     if len(found) < 3:
-        raise Problem("BoxMissing", f"object {index} has no bndbox")
+        raise Problem("BoxMissing", "has no bndbox")
     return found
 
 

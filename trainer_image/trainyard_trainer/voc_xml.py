@@ -21,7 +21,8 @@ _POINT = re.compile(r"^([xy])(\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class RawObject:
-    """An object as it is written: corners in the file's own coordinates, perhaps inverted or outside."""
+    """An object as it is written: corners in the file's own coordinates, perhaps inverted or outside. `index` is its place in the file's
+    list where there are no lines (JSON)."""
 
     label: str
     box: Box
@@ -29,6 +30,11 @@ class RawObject:
     truncated: bool
     occluded: bool
     line: int
+    index: int | None = None
+
+    def said(self, message: str) -> str:
+        """What is told of it, with its index where it has one."""
+        return message if self.index is None else f"object {self.index}: {message}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,24 @@ def test_tags_that_are_missing_or_never_found_are_worth_a_look(tags: Told) -> No
     assert [(look.item, look.annotated) for look in looks[Doubt.NEVER_FOUND]] == [(1, 2)]
 
 
+def test_of_many_classes_the_pairs_that_are_confused_most_are_listed() -> None:
+    labels = [f"class{i:02d}" for i in range(50)]
+    truth = np.arange(50).repeat(2)
+    said = truth.copy()
+    said[[6, 7, 9]] = 40  # both images of the fourth class, and one of the fifth
+    found = np.eye(50)[said]
+    evaluation = ClassEvaluation(0.5, tuple(range(100)), truth, found)
+    seen = Seen(tuple(range(100)), np.eye(50)[truth], found, (Side.TEST,) * 100)
+    pixels = np.full((20, 30, 3), 90, np.uint8)
+    details = {"test": evaluation.details(labels)}
+    of = Told(True, labels, RECORDS * 25, lambda i: pixels, details, seen, seen, 0.5)
+    tree = html.fromstring(page.page("a", {}, imagepage.sections(of)))
+    rows = [
+        [cell.text_content() for cell in row.xpath("td")] for row in tree.xpath("//section[@id='confusion']//tbody/tr")
+    ]
+    assert rows == [["class03", "class40", "2", "100 %"], ["class04", "class40", "1", "50 %"]]
+
+
 @pytest.mark.parametrize("kind", ["classes", "tags"])
 def test_the_page_says_what_was_measured(kind: str, request: pytest.FixtureRequest) -> None:
     of: Told = request.getfixturevalue(kind)

@@ -99,6 +99,35 @@ def test_scores_and_confusion_are_those_that_were_measured(document: str, told: 
     assert rows == [["3", "0", "1"], ["0", "3", "1"], ["0", "1", ""]]
 
 
+def many(count: int, wrong: int) -> boxpage.Told:
+    """One object of each of many labels; each of the first `wrong` is found as the label after it, the very first one twice more."""
+    labels = tuple(f"label{i:02d}" for i in range(count))
+    said = [i + 1 if i < wrong else i for i in range(count)] + [1, 1] * (wrong > 0)
+    boxes = np.array([[30.0 * i, 5, 30 * i + 20, 25] for i in range(len(said))])
+    truth = Truth(boxes, np.array([*range(count), *[0, 0] * (wrong > 0)]), np.zeros(len(said), bool))
+    found = Detections(boxes, np.full(len(said), 0.9), np.array(said))
+    seen = boxpage.Seen((0,), (truth,), (found,), (Side.TEST,))
+    scores = box_scores(seen.truths, seen.found, count)
+    record = Record("0", "JPEGImages/0.jpg", None, 0, 30 * len(said), 40, "0")
+    pixels = np.full((40, 50, 3), 90, np.uint8)
+    return boxpage.Told(labels, [record], lambda i: pixels, {"test": scores}, seen, seen, 0.5)
+
+
+def confusion_of(sections: list[page.Section]) -> html.HtmlElement:
+    return html.fromstring(page.page("a", {}, sections)).xpath("//section[@id='confusion']")[0]
+
+
+def test_of_many_labels_the_pairs_that_are_confused_most_are_listed() -> None:
+    section = confusion_of(boxpage.sections(many(41, wrong=30)))
+    rows = [[cell.text_content() for cell in row.xpath("td")] for row in section.xpath(".//tbody/tr")]
+    assert rows[:2] == [["label00", "label01", "3", "100 %"], ["label01", "label02", "1", "100 %"]]
+    assert len(rows) == boxpage.PAIRS
+    assert "41 labels" in section.text_content()
+    right = confusion_of(boxpage.sections(many(41, wrong=0)))
+    assert "None of the 41 labels was taken for another." in right.text_content()
+    assert confusion_of(boxpage.sections(many(40, wrong=30))).xpath(".//table[@class='matrix']")
+
+
 def test_the_worst_picture_is_the_one_with_the_errors(document: str) -> None:
     captions = html.fromstring(document).xpath("//section[@id='pictures']//figcaption")
     assert "(train): 0 found, 2 missed, 1 wrong" in captions[0].text_content()

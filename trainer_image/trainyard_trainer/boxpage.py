@@ -21,6 +21,7 @@ from trainyard_trainer.secondlook import MOST_PER_IMAGE, Doubt, Look, second_loo
 PICTURES = 6
 LOOKS = 20
 MOST_LABELS_IN_MATRIX = 40
+PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,35 @@ def falling_precision_recall(
 
 
 def _confusion(told: Told) -> Section:
-    count = len(told.labels)
-    if count > MOST_LABELS_IN_MATRIX:
-        return Section("confusion", "Confusion", Markup())
-    matrix = confusion_matrix(told.scored.truths, told.scored.found, count, told.threshold)
-    return Section("confusion", "Confusion", confusion_table(matrix.tolist(), told.labels))
+    matrix = confusion_matrix(told.scored.truths, told.scored.found, len(told.labels), told.threshold)
+    return Section("confusion", "Confusion", confusion(matrix.tolist(), told.labels))
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
+    """The matrix as a table; of more than 40 labels, which no page holds, the pairs that are confused most."""
+    return confusion_table(matrix, labels) if len(labels) <= MOST_LABELS_IN_MATRIX else confused_pairs(matrix, labels)
+
+
+def confused_pairs(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:
+    """The labels that are most often taken for another one, at most 20 pairs."""
+    counts = np.array(matrix, np.int64)
+    wrong = counts[: len(labels), : len(labels)].copy()
+    np.fill_diagonal(wrong, 0)
+    pairs = [divmod(int(flat), len(labels)) for flat in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]]
+    rows = [
+        (labels[i], labels[j], int(wrong[i, j]), f"{100 * wrong[i, j] / counts[i].sum():.0f} %")
+        for i, j in pairs
+        if wrong[i, j]
+    ]
+    if not rows:
+        return tag("p", f"None of the {len(labels)} labels was taken for another.")
+    note = tag(
+        "p",
+        f"The pairs of the {len(labels)} labels that are confused most, {PAIRS} at most, with their share of all that is annotated so."
+        " metrics.json has the whole matrix.",
+        class_="note",
+    )
+    return join([table(("Annotated", "Found", "How often", "Share"), rows), note])
 
 
 def confusion_table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Markup:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trainyard_trainer.boxpage import LOOKS, MOST_LABELS_IN_MATRIX, PICTURES, confusion_table, falling_precision_recall
+from trainyard_trainer.boxpage import LOOKS, PICTURES, confusion, falling_precision_recall
 from trainyard_trainer.charts import COLOURS, Series, line_chart
 from trainyard_trainer.image_metrics import Floats
 from trainyard_trainer.markup import Markup, join, table, tag
@@ -95,9 +95,8 @@ def _precision_recall(told: Told) -> Section:
 
 def _confusion(told: Told) -> Section:
     matrix = list(told.details.values())[-1].get("confusion")
-    if matrix is None or len(told.labels) > MOST_LABELS_IN_MATRIX:
-        return Section("confusion", "Confusion", Markup())
-    return Section("confusion", "Confusion", confusion_table(matrix, told.labels))
+    body = Markup() if matrix is None else confusion(matrix, told.labels)
+    return Section("confusion", "Confusion", body)
 
 
 def _pictures(told: Told) -> Section:

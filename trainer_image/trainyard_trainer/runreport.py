@@ -149,7 +149,7 @@ def _details(scored: Mapping[Side, Evaluation], labels: Sequence[str]) -> list[S
         if rows:
             parts.append(table(list(rows[0]), [["–" if v is None else v for v in row.values()] for row in rows]))
         if told.get("confusion"):
-            parts.append(boxpage.confusion_table(told["confusion"], labels))
+            parts.append(boxpage.confusion(told["confusion"], labels))
     return [Section("scores", "Scores", join(parts))]
 
 

@@ -78,9 +78,7 @@ def _object(item: Any, index: int) -> tuple[RawObject, bool]:
     label = clean_label(name if isinstance(name, str) else None, None)
     box = item.get("bndbox")
     if isinstance(box, dict):
-        x1, y1, x2, y2 = (
-            number(_text(box.get(key)), key, None) for key in ("xmin", "ymin", "xmax", "ymax")
-        )
+        x1, y1, x2, y2 = (number(_text(box.get(key)), key, None) for key in ("xmin", "ymin", "xmax", "ymax"))
         corners = (x1, y1, x2, y2)
         check_normalised(corners, None)
     else:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 from trainyard_api.report import Outcome, Phase
-from trainyard_api.training import Augmentation, AugmentationPreset
+from trainyard_api.training import Augmentation, AugmentationPreset, LossWeights
 from trainyard_api.trainingjob import Cause
 from trainyard_operator.decide.diagnosis import BLOCKED_REASONS
+from trainyard_operator.decide.warnings import OWN_REASONS
 from trainyard_operator.metrics import Metrics, ServiceLoad
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +101,40 @@ def test_every_reason_that_a_job_can_have_is_explained():
     reasons = written | BLOCKED_REASONS | set(Cause) | set(Outcome) | set(Phase)
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     assert [reason for reason in sorted(reasons) if f"`{reason}`" not in page] == []
+
+
+def trainer_warnings() -> set[str]:
+    """The reasons of all warnings that the trainer gives by itself; those of the data are findings."""
+    calls = [
+        node
+        for path in (ROOT / "trainer_image" / "trainyard_trainer").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "warn"
+    ]
+    return {str(call.args[0].value) for call in calls if isinstance(call.args[0], ast.Constant)}
+
+
+def test_every_warning_is_explained_with_what_to_do():
+    section = (ROOT / "docs" / "training.md").read_text().split("## Warnings")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if len(row) != 3 or not all(row)] == []
+    explained = {reason for row in rows for reason in re.findall(r"`(\w+)`", row[0])}
+    assert len(trainer_warnings()) > 15
+    assert explained == trainer_warnings() | OWN_REASONS
+
+
+def test_the_weights_of_the_loss_are_those_that_are_told():
+    from trainyard_trainer.box_task import LossSettings
+    from trainyard_trainer.zoo import BOX_WEIGHT
+
+    usual = LossSettings()
+    told = {name: str(field.description) for name, field in LossWeights.model_fields.items()}
+    assert f"default {usual.box:g}, of torchvision's detectors {BOX_WEIGHT:g}." in told["box"]
+    assert f"default {usual.cls:g}." in told["cls"]
+    assert f"default {usual.dfl:g}." in told["dfl"]
+    page = (ROOT / "docs" / "training.md").read_text()
+    own = f"`box` {usual.box:g}, `cls` {usual.cls:g}, `dfl` {usual.dfl:g}"
+    assert f"Our own: {own}; torchvision's: `box` {BOX_WEIGHT:g}, `cls` {usual.cls:g}, no `dfl`" in page
 
 
 def test_make_targets_that_are_named_exist():

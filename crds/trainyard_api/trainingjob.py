@@ -156,6 +156,7 @@ class Cause(StrEnum):
     RESET = "Reset"
     FINISHED = "Finished"
     SCALED_DOWN = "ScaledDown"
+    GAVE_WAY = "GaveWay"
 
 
 class Attempt(Model):

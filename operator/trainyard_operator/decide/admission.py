@@ -11,7 +11,7 @@ from itertools import islice
 
 from trainyard_api.trainingservice import Admission, AdmittedJob, OnScaleDown
 
-from trainyard_operator.decide.jobs import is_new, next_attempt
+from trainyard_operator.decide.jobs import is_new, next_attempt, open_attempts
 from trainyard_operator.decide.model import AttemptPod, JobView, QueuePlace, ServiceSnapshot, ServiceView
 from trainyard_operator.decide.nodes import is_lost
 from trainyard_operator.decide.scaling import capacity
@@ -31,7 +31,14 @@ def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
         next=is_new(job.status) and ahead < slots and ahead < slots - occupied_count(snapshot),
         full=limit is not None and ahead >= limit and not admitted(snapshot.service, job),
         surplus=any(slot.job_uid == job.metadata.uid for slot in surplus(snapshot)),
+        wanted=_is_wanted(snapshot, job, slots),
     )
+
+
+def _is_wanted(snapshot: ServiceSnapshot, job: JobView, slots: int) -> bool:
+    """Whether somebody waits for the slot that the job's execution has."""
+    waits = snapshot.tally.queue_length > 0 and not snapshot.service.spec.paused
+    return waits and bool(open_attempts(job.status)) and occupied_count(snapshot) >= slots
 
 
 def misplaced(snapshot: ServiceSnapshot) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import lost_at
-from trainyard_operator.decide.jobs import has_checkpoint
+from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     Action,
@@ -28,6 +28,7 @@ from trainyard_operator.decide.model import (
     HandOver,
     LowerDeadline,
 )
+from trainyard_operator.decide.retry import GIVE_WAY
 from trainyard_operator.decide.start import create_headless, create_job
 from trainyard_operator.decide.tally import Slot, slot_of
 from trainyard_operator.decide.versions import with_version
@@ -163,6 +164,11 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
             f"TrainingService {case.service_name} was scaled down to {most} instance{'s' * (most != 1)} "
             "(scaling.onScaleDown Drain); the job goes on when there is room."
         )
+    if blocked := _gives_way(case, attempt):
+        return Cause.GAVE_WAY, (
+            f"Not started within {GIVE_WAY.seconds} s, and other jobs wait for its instance of TrainingService "
+            f"{case.service_name}: {blocked.message}"
+        )
     start = start_deadline(case, attempt)
     if start is not None and start <= case.now:
         found = diagnosis_of(case, attempt)
@@ -182,10 +188,22 @@ def start_deadline(case: Case, attempt: Attempt) -> datetime | None:
     job = case.job_of(attempt)
     if job is not None and job.suspended:
         return None
-    began = attempt.create_time
-    if job is not None:
-        began = job.start_time or job.metadata.creation_time or began
-    return began + timedelta(seconds=case.execution.start_timeout_seconds)
+    return _begun(case, attempt) + timedelta(seconds=case.execution.start_timeout_seconds)
+
+
+def _begun(case: Case, attempt: Attempt) -> datetime:
+    """Since when it may start."""
+    job = case.job_of(attempt)
+    return (job and (job.start_time or job.metadata.creation_time)) or attempt.create_time
+
+
+def _gives_way(case: Case, attempt: Attempt) -> Diagnosis | None:
+    """What keeps the attempt from starting, where other jobs would start in its place: its job has asked for what they have not."""
+    wanted = case.snapshot.queue.wanted and stands_apart(case.snapshot.job.spec)
+    if attempt.start_time is not None or not wanted or case.now < _begun(case, attempt) + GIVE_WAY:
+        return None
+    found = diagnosis_of(case, attempt)
+    return found if found is not None and found.blocked else None
 
 
 def stall_deadline(case: Case, draft: Draft, attempt: Attempt) -> datetime | None:

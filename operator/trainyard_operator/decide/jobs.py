@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from trainyard_api.execution import Resources
 from trainyard_api.trainingjob import Attempt, JobState, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import default_service_name
 
@@ -61,6 +62,11 @@ def is_waiting(job: JobView) -> bool:
     else:
         wanted = job.status.observed_generation == job.metadata.generation and is_ready(job.status)
     return wanted and job.metadata.deletion_time is None
+
+
+def stands_apart(spec: TrainingJobSpec) -> bool:
+    """Whether the job may not start where others of its service do: it has an instance, or Secrets, of its own."""
+    return spec.resources != Resources() or bool(spec.dataset.secret_name or spec.output.secret_name)
 
 
 def queue_order(job: JobView) -> Order:

@@ -316,6 +316,8 @@ class QueuePlace:
     """It is beyond `queue.maxLength`."""
     surplus: bool = False
     """Its execution is one that a lowered maximum ends."""
+    wanted: bool = False
+    """Others wait, and every slot is taken, one by its execution."""
 
 
 @dataclass(frozen=True)

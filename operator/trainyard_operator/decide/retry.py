@@ -9,6 +9,8 @@ from trainyard_api.trainingjob import Cause
 
 MAX_BACKOFF = timedelta(hours=1)
 STORAGE_DELAY = timedelta(seconds=60)
+GIVE_WAY = timedelta(minutes=5)
+"""How long an execution that cannot start keeps its slot from others, and its job's first pause afterwards."""
 
 
 class Then(Enum):
@@ -52,6 +54,7 @@ RETRIED: dict[Cause, Count] = {
     Cause.REFUSED: Count.DISRUPTION,
     Cause.STORAGE_UNREACHABLE: Count.DISRUPTION,
     Cause.VERSION_TAKEN: Count.DISRUPTION,
+    Cause.GAVE_WAY: Count.DISRUPTION,
     Cause.RESET: Count.FREE,
     Cause.SCALED_DOWN: Count.FREE,
 }
@@ -100,13 +103,15 @@ def _retry(cause: Cause, execution: Execution, charged: int, disruptions: int) -
             if disruptions >= execution.max_disruptions:
                 said = f"{disruptions + 1} attempts were lost to disruptions; maxDisruptions allows {execution.max_disruptions}."
                 return FollowUp(Then.FAIL, count, exhausted=said)
-            return FollowUp(Then.RETRY, count, _pause(cause, execution))
+            return FollowUp(Then.RETRY, count, _pause(cause, execution, disruptions))
         case Count.FREE:
             return FollowUp(Then.RETRY, count)
 
 
-def _pause(cause: Cause, execution: Execution) -> timedelta:
+def _pause(cause: Cause, execution: Execution, disruptions: int) -> timedelta:
     match cause:
+        case Cause.GAVE_WAY:
+            return min(GIVE_WAY * 2 ** min(disruptions, 30), MAX_BACKOFF)
         case Cause.STORAGE_UNREACHABLE:
             return STORAGE_DELAY
         case Cause.VERSION_TAKEN:

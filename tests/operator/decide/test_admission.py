@@ -238,6 +238,54 @@ def test_a_stale_service_cannot_use_an_entry_that_was_taken_back():
     assert world.status("a").attempts == ()
 
 
+def blocked(**spec: object) -> World:
+    """`a` has the only slot and an image that is not there; `b` waits."""
+    world = World()
+    world.serve(SERVICE)
+    world.apply("a", **spec)
+    world.tick()
+    world.apply("b")
+    world.settle()
+    world.wait_for("a", "ImagePullBackOff", "no such host")
+    return world
+
+
+def test_who_cannot_start_with_what_is_its_own_gives_way_to_those_who_may():
+    world = blocked(resources={"image": "reg.example/mine:1"})
+    world.tick(290)
+    world.settle()
+    assert (world.status("a").state, world.status("b").state) == (JobState.PREPARING, JobState.QUEUED)
+    world.tick(20)
+    world.settle()
+    world.kubelet()
+    world.settle()
+    a, b = world.status("a"), world.status("b")
+    assert (a.state, a.attempts[0].cause, a.attempts[0].charged, a.disruptions) == (JobState.RERUN, "GaveWay", False, 1)
+    assert "spec.resources.image of the job" in (a.message or "")
+    assert len(b.attempts) == 1, "the slot is its"
+    # It comes back, after a pause that grows, when there is room again.
+    world.tick(310)
+    world.settle()
+    assert world.status("a").state is JobState.QUEUED
+    world.run("b")
+    world.succeed("b")
+    world.settle()
+    world.kubelet()
+    world.settle()
+    assert len(world.status("a").attempts) == 2
+
+
+@pytest.mark.parametrize("spec", [{}, {"resources": {"image": "reg.example/mine:1"}}])
+def test_nobody_gives_way_for_nothing(spec: dict[str, object]):
+    """Neither for those who would not start either, nor where nobody waits."""
+    world = blocked(**spec)
+    if spec:
+        world.delete("b")
+    world.tick(600)
+    world.settle()
+    assert (world.status("a").state, len(world.status("a").attempts)) == (JobState.PREPARING, 1)
+
+
 def draining(*names: str, priorities: dict[str, int] | None = None) -> World:
     """Everyone runs, on as many instances as there are jobs."""
     scaling = {"maxInstances": len(names), "onScaleDown": "Drain"}

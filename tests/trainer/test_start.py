@@ -113,7 +113,7 @@ def test_other_labels_keep_the_rows_of_those_that_stay_and_it_is_said(tmp_path: 
     assert all(torch.equal(mine[name], old[name]) for name in old if ".classify." not in name)
     assert job.warnings() == {
         "LabelsDifferFromPreviousVersion": "cells-v1 had a, b, c; now they are c, new, a, more; new, more start anew; b is forgotten;"
-        " everything else is kept."
+        " all other weights are kept."
     }
 
 
@@ -143,7 +143,7 @@ def test_a_file_that_does_not_say_its_labels_keeps_all_but_a_head_that_does_not_
     mine, old, fresh = job.load(("a", "b")), theirs.network.state_dict(), detector(2, 2).network.state_dict()
     assert torch.equal(mine[LABEL_TENSOR], fresh[LABEL_TENSOR])
     assert torch.equal(mine[OTHER_TENSOR], old[OTHER_TENSOR])
-    assert "6 tensors of the head start anew" in job.warnings()["HeadRemade"]
+    assert "6 tensors of the head start anew, all other weights are kept" in job.warnings()["HeadRemade"]
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path, theirs: Detector) -> None:

@@ -56,6 +56,7 @@ class Selection:
 class BoxTask(ABC):
     """A detector. `network` maps images `[batch, 3, height, width]` in 0..1 to raw outputs, which only the subclass understands."""
 
+    fitted_tensors: tuple[str, ...] = ()
     outputs = ("boxes", "scores")
     ordered = True
 
@@ -73,7 +74,7 @@ class BoxTask(ABC):
 
     @property
     @abstractmethod
-    def label_rows(self) -> Mapping[str, LabelRows]: ...
+    def label_rows(self) -> Mapping[str, LabelRows | None]: ...
 
     @abstractmethod
     def loss_of(self, raw: Any, batch: Batch) -> Loss:

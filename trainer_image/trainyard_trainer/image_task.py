@@ -46,6 +46,7 @@ class ImageTask:
     label_smoothing: float = 0.0
     label_weights: tuple[float, ...] | None = None
 
+    fitted_tensors = ()
     outputs = ("scores",)
     ordered = True
 

@@ -129,8 +129,9 @@ def tensors_of(path: Path, place: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def adopt(task: Task, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Copies what fits, rows of labels excepted. Returns how many tensors were taken, and how many the backbone has."""
-    own = {name: tensor for name, tensor in task.network.state_dict().items() if name not in task.label_rows}
+    """Copies what fits, rows of labels and anchors excepted. Returns how many tensors were taken, and how many the backbone has."""
+    others = {*task.label_rows, *task.fitted_tensors}
+    own = {name: tensor for name, tensor in task.network.state_dict().items() if name not in others}
     names = max((fitting(own, tensors, *prefix) for prefix in PREFIXES), key=len)
     for name, theirs in names.items():
         own[name].copy_(tensors[theirs])

@@ -106,6 +106,7 @@ class TwoStageNetwork(nn.Module):
 
 class FasterRCNNTask(BoxTask):
     network: TwoStageNetwork
+    fitted_tensors = ("shapes",)
     ordered = False
 
     @property

@@ -72,12 +72,16 @@ def load_start(
         )
     remade = _adopt(task, source, labels)
     if source.labels and source.labels != tuple(labels):
-        reporter.warn("LabelsDifferFromPreviousVersion", _label_difference(source, labels))
+        reporter.warn("LabelsDifferFromPreviousVersion", _label_difference(source, labels, remade))
     elif remade:
         reporter.warn(
             "HeadRemade",
-            f"{source.name} says nothing of its labels, or has another number of them: {len(remade)} tensors of the head start anew, the"
-            " rest is kept.",
+            f"{source.name} says nothing of its labels, or has another number of them: {_anew(remade)}, all other weights are kept.",
+        )
+    if _refitted(task, source):
+        reporter.warn(
+            "AnchorsFittedAnew",
+            f"{source.name} has anchors for other objects or another size of the input; here they are fitted to those of this training.",
         )
 
 
@@ -114,16 +118,22 @@ def _source(spec: RunSpec, parent: Parent | None, storage: Storage, folder: Path
     return None
 
 
-def _label_difference(source: _Source, labels: Sequence[str]) -> str:
+def _anew(remade: Sequence[str]) -> str:
+    return f"{len(remade)} tensors of the head start anew"
+
+
+def _label_difference(source: _Source, labels: Sequence[str], remade: Sequence[str]) -> str:
     """What became of each label."""
     new = [label for label in labels if label not in source.labels]
     gone = [label for label in source.labels if label not in labels]
     told = [f"{source.name} had {', '.join(source.labels)}; now they are {', '.join(labels)}"]
-    if new:
+    if remade:
+        told.append(f"{_anew(remade)}, as nothing says which of their rows are which label's")
+    elif new:
         told.append(f"{', '.join(new)} {'starts' if len(new) == 1 else 'start'} anew")
     if gone:
         told.append(f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} forgotten")
-    return "; ".join([*told, "everything else is kept."])
+    return "; ".join([*told, "all other weights are kept."])
 
 
 def _file(manifest: dict[str, Any], uri: str, name: str) -> tuple[str, str] | None:
@@ -154,34 +164,44 @@ def _safetensors(storage: Storage, uri: str, sha256: str | None, folder: Path) -
 
 @torch.no_grad()
 def _adopt(task: Task, source: _Source, mine: Sequence[str]) -> list[str]:
-    """Copies what fits; a tensor of labels row by row. Returns the tensors that start anew. BadSpec when hardly anything fits."""
-    state = task.network.state_dict()
+    """Copies what fits; with other labels row by row. Returns the tensors of labels that start anew. BadSpec when hardly anything fits."""
+    state, rows = task.network.state_dict(), task.label_rows
+    others = source.labels not in ((), tuple(mine))
     taken, remade = 0, []
     for name, tensor in state.items():
         theirs = source.tensors.get(name)
-        if theirs is None:
+        if theirs is None or name in task.fitted_tensors:
             continue
-        rows = task.label_rows.get(name)
-        if rows is not None and (source.labels or theirs.shape != tensor.shape):
-            taken += 1
-            if not source.labels or theirs.shape[1:] != tensor.shape[1:]:
-                remade.append(name)
-            else:
-                _adopt_rows(tensor, theirs, rows, source.labels, mine)
-        elif theirs.shape == tensor.shape:
+        if name in rows and others:
+            fits = _adopt_rows(tensor, theirs, rows[name], source.labels, mine)
+        elif fits := theirs.shape == tensor.shape:
             tensor.copy_(theirs)
-            taken += 1
-    if taken < 0.9 * len(state):
+        if name in rows and not fits:
+            remade.append(name)
+        taken += fits or name in rows
+    asked = len(state) - len(task.fitted_tensors)
+    if taken < 0.9 * asked:
         raise BadSpec(
-            f"only {taken} of {len(state)} tensors of {source.name} fit this architecture; name weights of the same one in startFrom."
+            f"only {taken} of {asked} tensors of {source.name} fit this architecture; name weights of the same one in startFrom."
         )
     return remade
 
 
-def _adopt_rows(tensor: Tensor, source: Tensor, rows: LabelRows, theirs: Sequence[str], mine: Sequence[str]) -> None:
-    """Rows of a label go to the same label, rows of no label stay where they are."""
-    if len(source) != rows.groups * (rows.before + len(theirs)):
-        return
+def _refitted(task: Task, source: _Source) -> bool:
+    """Whether the source was fitted to something else than this training."""
+    state = task.network.state_dict()
+    return any(
+        name in source.tensors and not torch.equal(source.tensors[name].float(), state[name].float())
+        for name in task.fitted_tensors
+    )
+
+
+def _adopt_rows(
+    tensor: Tensor, source: Tensor, rows: LabelRows | None, theirs: Sequence[str], mine: Sequence[str]
+) -> bool:
+    """Rows of a label go to the same label, rows of no label stay where they are. False: nothing could be taken."""
+    if rows is None or source.shape != (rows.groups * (rows.before + len(theirs)), *tensor.shape[1:]):
+        return False
     for group in range(rows.groups):
         for row in range(rows.before):
             tensor[rows.row(group, row - rows.before, len(mine))] = source[
@@ -192,3 +212,4 @@ def _adopt_rows(tensor: Tensor, source: Tensor, rows: LabelRows, theirs: Sequenc
                 tensor[rows.row(group, list(mine).index(label), len(mine))] = source[
                     rows.row(group, number, len(theirs))
                 ]
+    return True

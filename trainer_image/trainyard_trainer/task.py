@@ -103,8 +103,13 @@ class Task(Protocol):
         ...
 
     @property
-    def label_rows(self) -> Mapping[str, LabelRows]:
-        """Tensors of the network that have rows of labels; the others fit whatever the labels are."""
+    def label_rows(self) -> Mapping[str, LabelRows | None]:
+        """Tensors of the network that have rows of labels (None: nobody knows where); the others fit whatever the labels are."""
+        ...
+
+    @property
+    def fitted_tensors(self) -> tuple[str, ...]:
+        """Tensors of the network that are fitted to this dataset and input, not learnt (anchors): no other weights replace them."""
         ...
 
     @property

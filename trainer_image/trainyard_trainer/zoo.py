@@ -113,6 +113,7 @@ class OneStage(BoxTask):
 
     background = 0
     fits = True
+    fitted_tensors = ("shapes",)
     network: AnchorNetwork
 
     @property

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from trainyard_trainer import ranks
+from trainyard_trainer.batch import Batch
 from trainyard_trainer.errors import RankLost
 from trainyard_trainer.place import Place
+
+from tests.trainer import centers
 
 
 def network() -> nn.Sequential:
@@ -44,10 +47,34 @@ def trained(first: int, last: int) -> nn.Sequential:
     return made  # type: ignore[return-value]
 
 
+def privately(first: int, last: int) -> list[torch.Tensor]:
+    """Loss and gradients of the example of a private architecture, which knows nothing of ranks, on these images of a batch of five."""
+    generator = torch.Generator().manual_seed(2)
+    corners = torch.rand(5, 4, 2, generator=generator) * 32
+    labels = torch.tensor([[0, 1, 2, 0], [1, -1, -1, -1], [-1] * 4, [2, 2, -1, -1], [0, -1, -1, -1]])
+    batch = Batch(
+        images=torch.rand(5, 3, 64, 64, generator=generator),
+        boxes=torch.cat((corners, corners + 8 + torch.rand(5, 4, 2, generator=generator) * 20), 2),
+        labels=labels,
+        difficult=labels < -1,
+        counts=tuple((labels >= 0).sum(1).tolist()),
+        records=tuple(range(5)),
+    )
+    torch.manual_seed(0)
+    task = centers.task()
+    ranks.together(task.network)
+    loss = task.loss(batch.part(first, last))
+    loss.total.backward()
+    told = [loss.total.detach(), *loss.parts.values()]
+    found = [*told, *(p.grad for p in task.network.parameters() if p.grad is not None)]
+    ranks.add_up(found)
+    return found
+
+
 def main(rank: int, port: int, out: Path) -> None:
     torch.set_num_threads(1)
     place = Place(rank, 2, rank, 2, "127.0.0.1", port)
-    whole = trained(0, 5)
+    whole, private_whole = trained(0, 5), privately(0, 5)
     ranks.join(place, torch.device("cpu"), "digest", lambda: False, lambda what: None)
     part = trained(*place.slice_of(5))
     shared = torch.full((2, 3), float(rank))
@@ -56,6 +83,7 @@ def main(rank: int, port: int, out: Path) -> None:
         "slice": place.slice_of(5),
         "gradients": largest_difference([p.grad for p in part.parameters()], [p.grad for p in whole.parameters()]),
         "statistics": largest_difference([b for b in part.buffers() if b.ndim], [b for b in whole.buffers() if b.ndim]),
+        "private": largest_difference(privately(*place.slice_of(5)), private_whole),
         "names": list(part.state_dict()) == list(whole.state_dict()),
         "largest": ranks.largest([rank, -rank]),
         "total": ranks.total([1, rank]),

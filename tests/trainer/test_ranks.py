@@ -31,7 +31,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     started = [
         subprocess.Popen(
             [sys.executable, ranks_worker.__file__, str(rank), str(port), str(paths[rank])],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         )
         for rank in range(2)
     ]
@@ -46,6 +46,13 @@ def test_gradients_and_batch_statistics_are_those_of_one_process(two: list[dict[
         assert found["gradients"] < 2e-5
         assert found["statistics"] < 1e-5
         assert found["names"], "checkpoints and versions know nothing of ranks"
+
+
+@pytest.mark.training
+def test_a_private_loss_knows_nothing_of_processes_and_its_gradients_are_those_of_one(
+    two: list[dict[str, Any]],
+) -> None:
+    assert [found["private"] < 2e-5 for found in two] == [True, True], two
 
 
 @pytest.mark.training

@@ -5,6 +5,10 @@
 
 A program of that kind is the entry point of a trainer image (examples/private): it reads the RunSpec, fetches and checks the data,
 trains with checkpoints, reports, stopping and planned time, and publishes a version with ONNX and report, as the catalogue's do.
+
+The loss is a mean over the images that it gets. How a step's batch is divided among processes and parts (`gradientAccumulation`) is
+nothing that it has to know: each share weighs as many images as it has. A mean over something else, such as the objects, becomes the
+mean of the shares' means.
 """
 
 from __future__ import annotations
@@ -16,15 +20,18 @@ import torch
 from torch import Tensor, nn
 from trainyard_api.architectures import ARCHITECTURES, PRIVATE_PREFIX, Architecture
 from trainyard_api.architectures import Task as TaskName
+from trainyard_api.training import Training
 
 from trainyard_trainer.batch import Batch
-from trainyard_trainer.box_task import BoxTask, Selection, loss_settings
+from trainyard_trainer.box_task import BoxTask, LossSettings, Selection
+from trainyard_trainer.errors import BadSpec
+from trainyard_trainer.ranks import over_ranks
 from trainyard_trainer.task import LabelRows, Loss, Task, Wanted
 
 MakeNetwork = Callable[[int], nn.Module]
 """From the number of labels to a network with fresh weights; it takes images `[batch, 3, height, width]` in 0..1."""
 LossOf = Callable[[Any, Batch], Mapping[str, Tensor]]
-"""From what the network gave and the batch to the parts of the loss, by name; their sum has a gradient."""
+"""From what the network gave and the batch to the parts of the loss, by name: means over its images; their sum has a gradient."""
 BoxesOf = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """From what the network gave and the images to boxes `[batch, n, 4]` (xyxy, pixels of the input) and scores `[batch, n, labels]`."""
 
@@ -44,11 +51,12 @@ def detector(
 ) -> NoReturn:
     """Runs this process as the trainer of the detector `name` (`private/…`). What a job leaves out is as given here."""
     entry = Architecture(name, (TaskName.DETECTION,), image_size, batch_cpu, batch_gpu, learning_rate, module="private")
-    serve(entry, lambda wanted: PrivateDetector(wanted, network, loss, boxes))
+    serve(entry, lambda wanted: PrivateDetector(entry.name, wanted, network, loss, boxes))
 
 
 def serve(entry: Architecture, builder: Callable[[Wanted], Task]) -> NoReturn:
-    """Runs this process as the trainer of any `Task`. Raises ValueError for a name that is not private."""
+    """Runs this process as the trainer of any `Task`, whose loss divides by what `ranks.over_ranks` gives, as its gradients are added
+    up over the processes. Raises ValueError for a name that is not private."""
     from trainyard_trainer.__main__ import main
 
     register(entry, builder)
@@ -72,15 +80,16 @@ def build(architecture: Architecture, wanted: Wanted) -> Task:
 
 
 class PrivateDetector(BoxTask):
-    """A detector out of a network and two functions. `freezeEpochs` freezes the network's `backbone`, where it has one."""
+    """A detector out of a network and two functions. The network may have a `backbone`, which `freezeEpochs` freezes, and
+    `label_rows`, by which labels that stay keep what was learnt of them. Raises BadSpec for settings that nothing here takes."""
 
-    def __init__(self, wanted: Wanted, network: MakeNetwork, loss: LossOf, boxes: BoxesOf) -> None:
-        objects = [record.objects for record in wanted.records]
+    def __init__(self, name: str, wanted: Wanted, network: MakeNetwork, loss: LossOf, boxes: BoxesOf) -> None:
         selection = Selection(wanted.prediction.iou_threshold_percent / 100, wanted.prediction.max_detections)
-        settings = loss_settings(wanted.training, objects, wanted.labels)
-        super().__init__(network(len(wanted.labels)), len(wanted.labels), settings, selection)
-        self._loss, self._boxes = loss, boxes
+        super().__init__(network(len(wanted.labels)), len(wanted.labels), LossSettings(), selection)
+        self._make, self._loss, self._boxes = network, loss, boxes
         self._nothing = nn.Identity()
+        if ignored := self._ignored(wanted.training):
+            raise BadSpec(f"{name} brings a loss and a network of its own, which do not take {ignored}; leave it out.")
 
     @property
     def backbone(self) -> nn.Module:
@@ -88,18 +97,39 @@ class PrivateDetector(BoxTask):
         return own if isinstance(own, nn.Module) else self._nothing
 
     @property
-    def label_rows(self) -> Mapping[str, LabelRows]:
-        return {}
+    def label_rows(self) -> Mapping[str, LabelRows | None]:
+        """As the network says it; else the tensors that have another shape with one label more, wherever their rows are."""
+        told = getattr(self.network, "label_rows", None)
+        if told is not None:
+            return told
+        with torch.random.fork_rng([]):
+            larger = self._make(self.labels + 1).state_dict()
+        return {name: None for name, own in self.network.state_dict().items() if larger[name].shape != own.shape}
 
     def loss_of(self, raw: Any, batch: Batch) -> Loss:
-        parts = self._loss(_float(raw), batch)
+        images = torch.full((), float(len(batch)), device=batch.images.device)
+        share = images / over_ranks(images)
+        parts = {name: part * share for name, part in self._loss(_float(raw), batch).items()}
         return Loss(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
+
+    def weight(self, batch: Batch) -> float:
+        return len(batch)
 
     def decoded(self, raw: Any, images: Tensor) -> tuple[Tensor, Tensor]:
         return self._boxes(_float(raw), images)
 
     def raw_graph(self, size: tuple[int, int]) -> nn.Module:
         return _Graph(self.network, self._boxes)
+
+    def _ignored(self, training: Training) -> str:
+        """The settings that would change nothing, as a job writes them."""
+        found = {
+            "lossWeights": training.loss_weights is not None,
+            "labelSmoothing": training.label_smoothing > 0,
+            "classWeights": training.class_weights is not None,
+            "freezeEpochs (the network has no backbone)": training.freeze_epochs > 0 and self.backbone is self._nothing,
+        }
+        return ", ".join(f"training.{name}" for name, given in found.items() if given)
 
 
 class _Graph(nn.Module):

@@ -232,8 +232,13 @@ def stop(names: JobNames, namespace: Namespace = None, context: Context = None, 
 def resume(
     names: JobNames, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None
 ) -> None:
-    """Resume stopped jobs from their checkpoints."""
-    _change(names, {"spec": {"suspend": False}}, "resume requested", namespace, context, kubeconfig)
+    """Resume stopped jobs from their checkpoints; one that was to finish and had nothing to publish begins anew."""
+    cluster = cluster_of(namespace, context, kubeconfig)
+    for name in names:
+        status = cluster.get_job(name).get("status", {})
+        ended = (status.get("state"), status.get("reason")) == ("Canceled", "NothingToPublish")
+        cluster.patch_job(name, {"spec": {"suspend": False, **({"end": None} if ended else {})}})
+        print(f"{name}: resume requested")
 
 
 @app.command()

@@ -153,10 +153,16 @@ def test_the_commands_change_the_field_that_is_meant(trainyard: Run, job: str, s
     assert spec(trainyard, job)["suspend"] is False
     assert trainyard("job", "finish", job).returncode == 0
     assert spec(trainyard, job)["end"] == "Finish"
+    assert trainyard("job", "resume", job).returncode == 0
+    assert spec(trainyard, job)["end"] == "Finish", "it still finishes"
     assert "only a finished job" in trainyard("job", "rerun", job).stderr
     set_status(job, state="Succeeded", run=0)
     assert "run 1 requested" in trainyard("job", "rerun", job).stdout
     assert spec(trainyard, job)["rerun"] == 1
+    assert "end" not in spec(trainyard, job)
+    trainyard("job", "finish", job)
+    set_status(job, state="Canceled", reason="NothingToPublish")
+    assert trainyard("job", "resume", job).returncode == 0
     assert "end" not in spec(trainyard, job)
     set_status(job, state="Stopped")
     assert f"job resume {job}" in trainyard("job", "rerun", job).stderr

@@ -34,20 +34,20 @@ def largest_difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> fl
     )
 
 
-def trained(first: int, last: int) -> nn.Sequential:
+def trained(first: int, last: int, device: torch.device) -> nn.Sequential:
     """Gradients and batch statistics after one pass over these images of a batch of five."""
     generator = torch.Generator().manual_seed(1)
-    images = torch.randn(5, 3, 12, 12, generator=generator) * 3 + 1
-    wanted = torch.randn(5, 4, 4, 4, generator=generator)
-    made = ranks.together(network())
+    images = (torch.randn(5, 3, 12, 12, generator=generator) * 3 + 1).to(device)
+    wanted = torch.randn(5, 4, 4, 4, generator=generator).to(device)
+    made = ranks.together(network().to(device))
     out = made(images[first:last].contiguous(memory_format=torch.channels_last))
-    count = ranks.over_ranks(torch.tensor(float(last - first)))
+    count = ranks.over_ranks(torch.tensor(float(last - first), device=device))
     ((out - wanted[first:last]).square().mean((1, 2, 3)).sum() / count).backward()
     ranks.add_up([p.grad for p in made.parameters() if p.grad is not None])
     return made  # type: ignore[return-value]
 
 
-def privately(first: int, last: int) -> list[torch.Tensor]:
+def privately(first: int, last: int, device: torch.device) -> list[torch.Tensor]:
     """Loss and gradients of the example of a private architecture, which knows nothing of ranks, on these images of a batch of five."""
     generator = torch.Generator().manual_seed(2)
     corners = torch.rand(5, 4, 2, generator=generator) * 32
@@ -62,8 +62,8 @@ def privately(first: int, last: int) -> list[torch.Tensor]:
     )
     torch.manual_seed(0)
     task = centers.task()
-    ranks.together(task.network)
-    loss = task.loss(batch.part(first, last))
+    ranks.together(task.network.to(device))
+    loss = task.loss(batch.part(first, last).to(device))
     loss.total.backward()
     told = [loss.total.detach(), *loss.parts.values()]
     found = [*told, *(p.grad for p in task.network.parameters() if p.grad is not None)]
@@ -71,26 +71,28 @@ def privately(first: int, last: int) -> list[torch.Tensor]:
     return found
 
 
-def main(rank: int, port: int, out: Path) -> None:
+def main(rank: int, port: int, out: Path, kind: str) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    device = torch.device(kind, rank if kind == "cuda" else None)
     place = Place(rank, 2, rank, 2, "127.0.0.1", port)
-    whole, private_whole = trained(0, 5), privately(0, 5)
-    ranks.join(place, torch.device("cpu"), "digest", lambda: False, lambda what: None)
-    part = trained(*place.slice_of(5))
-    shared = torch.full((2, 3), float(rank))
+    whole, private_whole = trained(0, 5, device), privately(0, 5, device)
+    ranks.join(place, device, "digest", lambda: False, lambda what: None)
+    part = trained(*place.slice_of(5), device)
+    shared = torch.full((2, 3), float(rank), device=device)
     ranks.same_everywhere([shared])
     found = {
         "slice": place.slice_of(5),
         "gradients": largest_difference([p.grad for p in part.parameters()], [p.grad for p in whole.parameters()]),
         "statistics": largest_difference([b for b in part.buffers() if b.ndim], [b for b in whole.buffers() if b.ndim]),
-        "private": largest_difference(privately(*place.slice_of(5)), private_whole),
+        "private": largest_difference(privately(*place.slice_of(5), device), private_whole),
         "names": list(part.state_dict()) == list(whole.state_dict()),
         "largest": ranks.largest([rank, -rank]),
         "total": ranks.total([1, rank]),
         "shared": shared.unique().tolist(),
     }
     with ranks.alone():
-        found["alone"] = float(ranks.over_ranks(torch.tensor(3.0)))
+        found["alone"] = float(ranks.over_ranks(torch.tensor(3.0, device=device)))
     if rank == 1:
         out.write_text(json.dumps(found))
         os._exit(7)
@@ -104,4 +106,4 @@ def main(rank: int, port: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

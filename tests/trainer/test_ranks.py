@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from trainyard_api.report import ExitCode
 from trainyard_trainer import sharing
 from trainyard_trainer.errors import BadSpec
@@ -22,15 +23,17 @@ from tests.trainer.runs import run_spec
 from tests.trainer.vocfiles import good, prepared
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two ranks found."""
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """What two ranks found: over gloo, and over NCCL with a GPU each."""
+    if request.param == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     paths = [folder / f"{rank}.json" for rank in range(2)]
     root = Path(__file__).parents[2]
     started = [
         subprocess.Popen(
-            [sys.executable, ranks_worker.__file__, str(rank), str(port), str(paths[rank])],
+            [sys.executable, ranks_worker.__file__, str(rank), str(port), str(paths[rank]), request.param],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         )
         for rank in range(2)

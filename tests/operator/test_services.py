@@ -94,7 +94,7 @@ async def test_a_queueing_engine_admits_executions_and_takes_them_back(yard: Yar
     execution = {"startTimeoutSeconds": 30, "backoffSeconds": 0}
     await yard.service("kueued", queue={"kueueQueueName": "team-a"}, execution=execution)
     await yard.job("queued", HANG, {}, service="kueued")
-    status = await yard.until("queued", lambda s: s["state"] == "Preparing" and s["attempts"][0].get("jobUID"))
+    status = await yard.until("queued", lambda s: s.get("reason") == "NotAdmitted")
     made = await yard.api.get(JOBS, yard.namespace, "queued-r0-a1")
     assert (made["spec"]["suspend"], made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]) == (True, "team-a")
     assert "LocalQueue team-a" in status["message"]

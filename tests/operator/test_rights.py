@@ -121,7 +121,6 @@ async def _installed(crds: Devcluster, namespace: str, mode: str, folder: Path) 
         lease_name=f"{name}-operator",
         intake_secret=f"{name}-intake-tls",
         watch_nodes="true" if mode == "cluster" else "false",
-        watch_namespaces="" if mode == "cluster" else namespace,
         default_service=default | {"instance": {"gpus": 0, "cpu": "10m", "memory": "64Mi"}},
         keep_finished_seconds=2,
         lease_seconds=20,

@@ -26,6 +26,8 @@ from trainyard_operator.clock import Clock
 
 logger = logging.getLogger(__name__)
 
+PAGE = 500
+"""Objects of a list that are asked for at once."""
 STREAM_SECONDS = 300
 """For all objects of a kind as one stream: longer than the largest cluster takes."""
 
@@ -260,7 +262,7 @@ class Cluster:
         *,
         labels: str | None = None,
         fields: str | None = None,
-        page: int = 500,
+        page: int = PAGE,
     ) -> tuple[list[Object], int]:
         """All objects, read page by page, and the version of the cluster that the list shows."""
         items: list[Object] = []
@@ -314,7 +316,7 @@ class Cluster:
                     raise
                 self._streams = False
         version = 0
-        async for items, shown in self._pages(resource, namespace, labels, None, 500):
+        async for items, shown in self._pages(resource, namespace, labels, None, PAGE):
             version = shown
             for item in items:
                 yield "ADDED", item

@@ -295,7 +295,7 @@ class Reconciler:
     ) -> tuple[EventView, ...]:
         """Events that tell why a pod does not start, or is not even made; none while all is on its way."""
         now = self._cluster.clock.now()
-        uids = [pod.metadata.uid for pod in pods if not pod.over and not _running(pod) and _age(pod.metadata, now)]
+        uids = [pod.metadata.uid for pod in pods if not pod.over and not pod.running and _age(pod.metadata, now)]
         owners = {pod.owner_uid for pod in pods}
         uids += [
             view.metadata.uid
@@ -556,10 +556,6 @@ def _refused(refusal: Refusal) -> Note:
 
 def _event_time(event: EventView) -> datetime:
     return event.last_time or datetime.min.replace(tzinfo=UTC)
-
-
-def _running(pod: AttemptPod) -> bool:
-    return pod.trainer is not None and pod.trainer.running
 
 
 def _age(metadata: Metadata, now: datetime) -> bool:

@@ -1,6 +1,5 @@
 """`model predict` and the example without Trainyard: they see what a training sees, of every kind of picture and for every task."""
 
-import io
 import json
 import runpy
 import sys
@@ -23,7 +22,7 @@ from trainyard_trainer.export import OPSET, onnx_description
 from trainyard_trainer.predictor import Predictor
 from trainyard_trainer.voc_image import EXTENSIONS
 
-from tests.trainer.vocfiles import good, load_uri, obj, picture, prepared, xml
+from tests.trainer.vocfiles import encoded, good, load_uri, obj, picture, prepared, xml
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "predict.py"
 WIDTH, HEIGHT = 48, 32
@@ -42,13 +41,7 @@ def drawn(mode: str, form: str, orientation: int | None = None, **options: Any) 
         image = Image.fromarray(np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.float32).reshape(HEIGHT, WIDTH))
     else:
         image = image.convert(mode)
-    if orientation is not None:
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        options["exif"] = exif
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
+    return encoded(image, form, orientation, **options)
 
 
 PIXELS = {

@@ -39,7 +39,11 @@ def picture(
         image.putalpha(128)
     elif mode != "RGB":
         image = image.convert(mode)
-    options: dict[str, Any] = {}
+    return encoded(image, form, orientation)
+
+
+def encoded(image: Image.Image, form: str, orientation: int | None = None, **options: Any) -> bytes:
+    """The bytes of a file, with the orientation in its EXIF."""
     if orientation is not None:
         exif = Image.Exif()
         exif[0x0112] = orientation

@@ -129,7 +129,7 @@ def _asked_for(e: Evidence) -> Outcome | None:
 def _container_left_behind(e: Evidence) -> Outcome | None:
     """Kubernetes gave the pod up while its container ran: the node is gone, the container may still run there."""
     for pod in e.facts.pods:
-        if pod.phase == "Failed" and pod.trainer and pod.trainer.running:
+        if pod.phase == "Failed" and pod.running:
             why = f" ({e.disruption})" if e.disruption else ""
             return (
                 Cause.LOST,

@@ -232,6 +232,11 @@ class AttemptPod:
         return named or next((c for c in self.containers if not c.init), None)
 
     @property
+    def running(self) -> bool:
+        """Whether the trainer runs."""
+        return self.trainer is not None and self.trainer.running
+
+    @property
     def index(self) -> int:
         """Rank of the node in a gang; 0 when it is alone."""
         text = self.labels.get(LABEL_COMPLETION_INDEX, "0")

@@ -74,7 +74,7 @@ class _Seen:
 
     @property
     def running(self) -> bool:
-        return self.pod is not None and self.pod.trainer is not None and self.pod.trainer.running
+        return self.pod is not None and self.pod.running
 
     def __str__(self) -> str:
         return f"Pod {self.pod.metadata.name} of standby {self.name}" if self.pod else f"Standby {self.name}"

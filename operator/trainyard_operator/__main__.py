@@ -282,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SettingsError as error:
         parser.exit(2, f"trainyard-operator: {error}\n")
     logs.set_up(settings.log_level, settings.log_format)
+    gc.freeze()  # what the imports made stays: the collector need not go through it while thousands of objects arrive
     try:
         asyncio.run(_run(settings))
     except BaseException as error:

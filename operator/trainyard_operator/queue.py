@@ -146,6 +146,8 @@ class WorkQueue(Generic[Key]):
             key = await self.get()
             with about(key):
                 await self._look(reconcile, key)
+            # Most looks find nothing to do and await nothing: thousands in a row would keep the loop from what others wait for.
+            await asyncio.sleep(0)
 
     async def _look(self, reconcile: Callable[[Key], Awaitable[float | None]], key: Key) -> None:
         try:

@@ -169,3 +169,21 @@ async def test_the_urgent_goes_first_and_the_others_get_their_turn(queue):
     assert taken[:3] == ["ended", "start-19", "start-0"]
     assert 3 < taken.index("new") < 10
     assert len(set(taken)) == 22
+
+
+async def test_looks_that_find_nothing_to_do_do_not_keep_the_loop_from_who_waits_for_an_answer(queue):
+    looked: list[str] = []
+
+    async def look(key: str) -> None:
+        if key == "urgent":
+            await asyncio.sleep(0)  # an answer of the API server
+        looked.append(key)
+
+    queue.add("urgent", Urgency.HIGH)
+    for number in range(1000):
+        queue.add(str(number), Urgency.LOW)
+    async with asyncio.timeout(5):
+        work = asyncio.create_task(queue.work(look, 4))
+        await until(lambda: len(looked) == 1001)
+    work.cancel()
+    assert looked.index("urgent") < 20

@@ -405,7 +405,9 @@ class Reconciler:
         if operations:
             revision = raw.get("revision")
             operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
-            tests = {"/metadata/uid": entry.uid, "/status/revision": revision}
+            # Of a budget that was lowered meanwhile nothing more is given away.
+            generation = entry.view.metadata.generation
+            tests = {"/metadata/uid": entry.uid, "/metadata/generation": generation, "/status/revision": revision}
             if not await self._write(TRAINING_BUDGETS, key, tests, operations, entry.view.metadata):
                 return STALE_SECONDS
         self._emit(TRAINING_BUDGETS, entry.view.metadata, plan.events)

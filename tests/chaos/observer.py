@@ -23,11 +23,12 @@ Slot = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class PodFact:
-    """What one version of a pod says. `slot` None: a standby that no execution has taken."""
+    """What one version of a pod says. `slot` None: a standby that no execution has taken; `rank`: which one of its execution's pods."""
 
     version: int
     uid: str
     slot: Slot | None
+    rank: str
     service: str
     live: bool
 
@@ -56,6 +57,8 @@ class Expected:
     """Slots by service."""
     ends: dict[str, set[str]]
     """The states in which a job may end, by its name."""
+    deleted: set[str] = field(default_factory=set)
+    """Names of the jobs that a user deleted: nothing of them is left, in whatever state they were."""
 
 
 @dataclass
@@ -106,7 +109,10 @@ def observe(
     findings = Findings(attempts=0)
     findings.broken += [f"Job {name} was made {count} times" for name, count in made.items() if count > 1]
     _judge_slots(pods, sorted(glimpses, key=lambda glimpse: glimpse.version), expected.capacity, findings)
-    used = _judge_jobs(_in_order(jobs), expected.ends, findings)
+    used = _judge_jobs(_in_order(jobs), expected, findings)
+    if last is not None:
+        left = expected.deleted & {job["metadata"]["name"] for job in last.jobs}
+        findings.broken += [f"{name} was deleted and is still there" for name in sorted(left)]
     _judge_budgets(_in_order(budgets), used, findings)
     return findings
 
@@ -119,9 +125,10 @@ def pod_fact(pod: Object) -> PodFact | None:
     slot = None
     if "trainyard.dev/job-uid" in labels:
         slot = (labels["trainyard.dev/job-uid"], labels["trainyard.dev/run"], labels["trainyard.dev/attempt"])
+    rank = labels.get("batch.kubernetes.io/job-completion-index", "0")
     ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
     gone = bool(metadata.get("deletionTimestamp")) and metadata.get("deletionGracePeriodSeconds") == 0
-    return PodFact(_version(pod), metadata["uid"], slot, labels["trainyard.dev/service"], not (ended or gone))
+    return PodFact(_version(pod), metadata["uid"], slot, rank, labels["trainyard.dev/service"], not (ended or gone))
 
 
 # --- slots ------------------------------------------------------------------------------------------------------------------
@@ -132,7 +139,7 @@ def _judge_slots(pods: list[PodFact], glimpses: list[Glimpse], capacity: dict[st
     live: dict[str, PodFact] = {}
     over: set[str] = set()
     later = list(glimpses)
-    for fact in [*sorted(pods, key=lambda fact: fact.version), PodFact(2**63, "", None, "", live=False)]:
+    for fact in [*sorted(pods, key=lambda fact: fact.version), PodFact(2**63, "", None, "", "", live=False)]:
         while later and later[0].version <= fact.version:
             _look(later.pop(0), live, over)
         if fact.live and fact.uid not in over:
@@ -153,25 +160,24 @@ def _look(glimpse: Glimpse, live: dict[str, PodFact], over: set[str]) -> None:
 
 def _judge_moment(live: dict[str, PodFact], capacity: dict[str, int], findings: Findings) -> None:
     slots: dict[str, set[Slot]] = defaultdict(set)
-    jobs: Counter[str] = Counter()
+    pods: dict[str, list[tuple[Slot, str]]] = defaultdict(list)
     for fact in live.values():
         if fact.slot is not None:
             slots[fact.service].add(fact.slot)
-            jobs[fact.slot[0]] += 1
+            pods[fact.slot[0]].append((fact.slot, fact.rank))
     findings.most_at_once = max(findings.most_at_once, sum(len(taken) for taken in slots.values()))
     for service, taken in slots.items():
         if len(taken) > capacity[service]:
             findings.breaks(f"{service}: {len(taken)} attempts at once, {capacity[service]} slots: {sorted(taken)}")
-    for uid, count in jobs.items():
-        if count > 1:
-            twice = sorted(fact.slot for fact in live.values() if fact.slot is not None and fact.slot[0] == uid)
-            findings.breaks(f"a job ran twice at once: {twice}")
+    for known in pods.values():
+        if len({slot for slot, _ in known}) > 1 or len(set(known)) < len(known):
+            findings.breaks(f"a job ran twice at once: {sorted(known)}")
 
 
 # --- jobs and budgets -------------------------------------------------------------------------------------------------------
 
 
-def _judge_jobs(jobs: list[Object], ends: dict[str, set[str]], findings: Findings) -> dict[tuple[str, int, int], int]:
+def _judge_jobs(jobs: list[Object], expected: Expected, findings: Findings) -> dict[tuple[str, int, int], int]:
     """None lost, none in a wrong final state, none that left one, none charged beyond its maximum, no end of an attempt changed.
 
     The training time that each attempt is to be paid with.
@@ -197,7 +203,7 @@ def _judge_jobs(jobs: list[Object], ends: dict[str, set[str]], findings: Finding
             if "endTime" in attempt and (was := ended.setdefault((uid, *number), attempt)) != attempt:
                 findings.breaks(f"{name}: the end of attempt {number} was {was}, then {attempt}")
         last[uid] = job
-    _judge_ends(last, ends, findings)
+    _judge_ends(last, expected, findings)
     findings.attempts = len(ended)
     findings.charged = sum(bool(attempt.get("charged")) for attempt in ended.values())
     findings.causes.update(attempt.get("cause", "") for attempt in ended.values())
@@ -207,13 +213,14 @@ def _judge_jobs(jobs: list[Object], ends: dict[str, set[str]], findings: Finding
     }
 
 
-def _judge_ends(last: dict[str, Object], ends: dict[str, set[str]], findings: Findings) -> None:
+def _judge_ends(last: dict[str, Object], expected: Expected, findings: Findings) -> None:
+    ends = expected.ends
     findings.jobs = len(last)
     for job in last.values():
         name, status = job["name"], job["status"]
         state = status.get("state") or ""
         findings.states[state] += 1
-        if state not in ends.get(name, ()):
+        if state not in ends.get(name, ()) and name not in expected.deleted:
             wanted = " or ".join(sorted(ends.get(name, ())))
             findings.breaks(
                 f"{name} is {state or 'nowhere'} ({status.get('reason')}: {status.get('message')}), not {wanted}"
@@ -225,14 +232,17 @@ def _judge_ends(last: dict[str, Object], ends: dict[str, set[str]], findings: Fi
 
 
 def _judge_budgets(budgets: list[Object], used: dict[tuple[str, int, int], int], findings: Findings) -> None:
-    """What was used is the sum of what each attempt used, each counted once; in the end nothing is set aside."""
+    """What was used is the sum of what each attempt used, each counted once; nothing is set aside beyond what there is, which a user may
+    have lowered below what was set aside before; in the end nothing is."""
     status: Object = {}
+    taken = 0
     for budget in budgets:
         status = budget.get("status") or {}
+        before, used_now = taken, status.get("usedSeconds") or 0
         reserved = sum(reservation["seconds"] for reservation in status.get("reservations") or ())
-        total = 60 * budget["spec"]["trainingMinutes"]
-        if reserved + (status.get("usedSeconds") or 0) > total:
-            findings.breaks(f"the budget has {total} s, {reserved} s are set aside and {status['usedSeconds']} s used")
+        total, taken = 60 * budget["spec"]["trainingMinutes"], reserved + used_now
+        if taken > max(total, before):
+            findings.breaks(f"the budget has {total} s, {reserved} s are set aside and {used_now} s used")
     findings.training_seconds = sum(used.values())
     if budgets and (status.get("usedSeconds") or 0) != findings.training_seconds:
         findings.breaks(f"the budget says {status.get('usedSeconds')} s, the attempts {findings.training_seconds} s")

@@ -52,6 +52,7 @@ SERVICES: dict[str, Object] = {
 """The last one trains; the others run what only keeps a trainer's contract."""
 FAKE = ("cold", "warm")
 TRAINS = "trains"
+GANG = "gang"
 TRAINING: Object = {
     "dataset": {"sources": [{"uri": f"s3://{BUCKET}/shapes.zip"}], "imageSize": 64},
     "output": {"uri": f"s3://{BUCKET}/models"},
@@ -61,6 +62,7 @@ CLOCK_STEPS = (-86_400, -5_400, -60, 60, 5_400, 86_400)
 """Seconds. Each is more than some time that an attempt is given."""
 EXECUTION = {"drainSeconds": 3, "backoffSeconds": 0, "maxDisruptions": 500}
 REAL_ENVIRONMENT = [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "TRAINYARD_ONNX", "value": "0"}]
+BUDGET = "team"
 BUDGET_MINUTES = 10**6
 OVER = {"Succeeded", "Failed", "Aborted"}
 
@@ -74,6 +76,7 @@ FATES: tuple[tuple[str, list[Object], set[str]], ...] = (
     ("silent", [{"silent": 1}], {"Succeeded"}),
     ("bad-data", [{"exit": 65, "message": "a.xml:17: xmax 10 < xmin 40"}], {"Failed"}),
     ("hopeless", [{"exit": 1}], {"Failed"}),
+    (GANG, [{"steps": 3, "pause": 0.3}], {"Succeeded"}),
     (TRAINS, [], {"Succeeded"}),
 )
 
@@ -149,7 +152,7 @@ class Play:
                 lambda name=name, scaling=scaling: self.yard.service(name, scaling=scaling, execution=EXECUTION)
             )
         await self._give_storage(storage_port)
-        await self._patiently(lambda: self.yard.budget(trainingMinutes=BUDGET_MINUTES, period="Total"))
+        await self._patiently(lambda: self.yard.budget(BUDGET, trainingMinutes=BUDGET_MINUTES, period="Total"))
         kubeconfig = self._through_the_proxy(port)
         for name in ("first", "second"):
             operator = Operator(
@@ -228,7 +231,10 @@ class Play:
         if fate == TRAINS:
             await self._patiently(lambda: self.yard.job(name, service="real", policy=policy, **TRAINING))
         else:
-            await self._patiently(lambda: self.yard.job(name, *attempts, service=service, policy=policy))
+            nodes = {"nodes": 2} if fate == GANG else {}
+            await self._patiently(
+                lambda: self.yard.job(name, *attempts, service=service, policy=policy, resources=nodes)
+            )
         # Every kind of the rare ones comes up before one comes again.
         turn, rest = divmod(number, self.rare_every)
         deed = self.rare[turn % len(self.rare)] if rest == 1 else self.random.choice(USUAL)
@@ -280,6 +286,19 @@ class Play:
     async def _rerun(self) -> None:
         name = self._any_job()
         await self._patiently(lambda: self.yard.edit(name, rerun=1))
+
+    async def _delete_job(self) -> None:
+        """As `kubectl delete trainingjob` does; what runs is drained before it goes."""
+        name = self._any_job()
+        self.expected.deleted.add(name)
+        await self._patiently(lambda: self.api.request("DELETE", TRAINING_JOBS.path(self.namespace, name)))
+
+    async def _spend_budget(self) -> None:
+        """There is no time left for anybody, until somebody gives some."""
+        for minutes in (0, BUDGET_MINUTES):
+            edit = [{"op": "replace", "path": "/spec/trainingMinutes", "value": minutes}]
+            await self._patiently(lambda edit=edit: self.api.patch(TRAINING_BUDGETS, self.namespace, BUDGET, edit))
+            await asyncio.sleep(self.random.uniform(0.0, 3.0))
 
     async def _delete_pod(self) -> None:
         """As `kubectl delete pod` and every drain of a node does."""
@@ -400,7 +419,11 @@ class Play:
 
 def _is_over(job: Object) -> bool:
     spec, status = job["spec"], job["status"]
-    if (status.get("run") or 0) < spec.get("rerun", 0) or status.get("current"):
+    if (
+        (status.get("run") or 0) < spec.get("rerun", 0)
+        or status.get("current")
+        or "deletionTimestamp" in job["metadata"]
+    ):
         return False
     return status["state"] in OVER or (status["state"] == "Canceled" and spec.get("end") == "Finish")
 
@@ -414,6 +437,8 @@ USUAL: tuple[Deed, ...] = (
     Play._abort,
     Play._finish,
     Play._rerun,
+    Play._delete_job,
+    Play._spend_budget,
     Play._delete_pod,
     Play._kill_trainer,
     Play._reset,

@@ -38,12 +38,12 @@ class History:
         )
         return body
 
-    def pod(self, uid: str, job: str = "a", attempt: int = 1, phase: str = "Running", **metadata: Any) -> Object:
+    def pod(self, uid: str, job: str = "a", attempt: int = 1, rank: int = 0, phase: str = "Running") -> Object:
         labels = {"trainyard.dev/service": "cold", "trainyard.dev/job-uid": job, "trainyard.dev/run": "0"}
-        labels["trainyard.dev/attempt"] = str(attempt)
+        labels |= {"trainyard.dev/attempt": str(attempt), "batch.kubernetes.io/job-completion-index": str(rank)}
         body = {
             "kind": "Pod",
-            "metadata": {"uid": uid, "name": uid, "labels": labels} | metadata,
+            "metadata": {"uid": uid, "name": uid, "labels": labels},
             "status": {"phase": phase},
         }
         return self.write("update", "", "pods/status", body)
@@ -65,10 +65,11 @@ class History:
         }
         self.write("patch", "trainyard.dev", "trainingbudgets/status", body | {"status": status})
 
-    def judged(self, folder: Path) -> Findings:
+    def judged(self, folder: Path, *deleted: str) -> Findings:
         log = folder / "audit.log"
         log.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-        return observe(log, 0, "day", Expected({"cold": 2}, {"a": {"Succeeded"}}), self.glimpses, self.last)
+        expected = Expected({"cold": 2}, {"a": {"Succeeded"}}, set(deleted))
+        return observe(log, 0, "day", expected, self.glimpses, self.last)
 
 
 def attempt(number: int = 1, **fields: Any) -> Object:
@@ -98,6 +99,11 @@ def test_a_good_history_breaks_nothing(tmp_path: Path):
 def two_pods(history: History) -> None:
     history.pod("pod-1")
     history.pod("pod-2", attempt=2)
+
+
+def one_rank_twice(history: History) -> None:
+    for rank in (0, 1, 1):
+        history.pod(f"pod-{history.version}", rank=rank)
 
 
 def too_many(history: History) -> None:
@@ -147,10 +153,16 @@ def beyond_the_budget(history: History) -> None:
     history.budget(30, 600)
 
 
+def more_after_it_was_lowered(history: History) -> None:
+    history.budget(30, 100)
+    history.budget(30, 100, 100, minutes=0)
+
+
 @pytest.mark.parametrize(
     ("deed", "sentence"),
     [
         (two_pods, "a job ran twice at once"),
+        (one_rank_twice, "a job ran twice at once"),
         (too_many, "3 attempts at once, 2 slots"),
         (made_twice, "a-r0-a1 was made 2 times"),
         (left_its_end, "a left Succeeded for Queued"),
@@ -161,6 +173,7 @@ def beyond_the_budget(history: History) -> None:
         (paid_twice, "the budget says 60 s, the attempts 30 s"),
         (kept_aside, "still has time set aside"),
         (beyond_the_budget, "the budget has 600 s"),
+        (more_after_it_was_lowered, "the budget has 0 s"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -194,3 +207,25 @@ def test_an_end_that_an_api_server_took_with_it_is_seen_by_the_last_lists(tmp_pa
     history.last = Last([job["responseObject"]], [budget["responseObject"]])
     found = history.judged(tmp_path)
     assert (found.broken, found.training_seconds) == ([], 30)
+
+
+def test_the_pods_of_a_gang_are_one_execution_and_a_budget_may_be_lowered_below_what_it_has_set_aside(tmp_path: Path):
+    history = History()
+    history.budget(0, 600)
+    history.budget(0, 600, minutes=0)
+    history.pod("pod-1", phase="Succeeded")
+    history.pod("pod-2", rank=1)
+    history.pod("pod-3", rank=0, attempt=1)
+    history.job("Succeeded", attempts=[attempt()])
+    history.budget(30, minutes=0)
+    assert history.judged(tmp_path).broken == []
+
+
+def test_a_job_that_was_deleted_may_go_in_any_state_but_has_to_go(tmp_path: Path):
+    history = History()
+    good(history)
+    history.job("Running", "b", attempts=[attempt()])
+    assert any("b is Running" in line for line in history.judged(tmp_path).broken)
+    assert not any("b is" in line for line in history.judged(tmp_path, "b").broken)
+    history.last = Last([history.lines[-1]["responseObject"]])
+    assert "b was deleted and is still there" in history.judged(tmp_path, "b").broken

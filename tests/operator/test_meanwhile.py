@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from trainyard_api.run import Intake as IntakeAddress
-from trainyard_operator.cluster import JOBS, TRAINING_JOBS, TRAINING_SERVICES, Cluster, Resource
+from trainyard_operator.cluster import JOBS, TRAINING_BUDGETS, TRAINING_JOBS, TRAINING_SERVICES, Cluster, Resource
 from trainyard_operator.events import Recorder
 from trainyard_operator.metrics import Metrics
 from trainyard_operator.queue import WorkQueue
@@ -80,6 +80,27 @@ async def test_a_scale_that_comes_while_the_status_is_written_is_not_overlooked(
     await decider.settle()
     status = (await api.get(TRAINING_SERVICES, namespace, "fake"))["status"]
     assert (status["capacity"], status["observedGeneration"]) == (3, 2)
+
+
+async def test_of_a_budget_that_is_lowered_while_its_status_is_written_nothing_is_given_away(
+    api: Cluster, namespace: str
+):
+    async def lower() -> None:
+        edit = [{"op": "replace", "path": "/spec/trainingMinutes", "value": 0}]
+        await api.patch(TRAINING_BUDGETS, namespace, "team", edit)
+
+    yard, decider = Yard(api, namespace, None), Decider(api, namespace)
+    await yard.service("fake")
+    await yard.budget("team", trainingMinutes=1000)
+    await decider.begin()
+    await decider.settle()
+    decider.overtake(TRAINING_BUDGETS, lower)
+    decider.watch.arrived(decider.watch.caches.jobs, await yard.job("poor", {}))
+    await decider.settle()
+    status = (await api.get(TRAINING_BUDGETS, namespace, "team"))["status"]
+    assert (status["observedGeneration"], status.get("reservations")) == (2, None)
+    assert await yard.children("poor") == []
+    assert (await yard.status("poor"))["reason"] == "BudgetSpent"
 
 
 async def test_a_job_that_an_earlier_leader_made_meanwhile_is_looked_at_as_far_as_it_has_come(

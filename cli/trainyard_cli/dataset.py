@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from trainyard_api.architectures import ARCHITECTURES, Architecture, Task, recommended
 
-from trainyard_cli import datasetsamples, datasettools
+from trainyard_cli import datasetsamples, datasettools, startfrom
 from trainyard_cli.datasetio import MaxBytes, OutputOption, Sources, bar, dataset_spec, ends_well, phases, say, storage
 from trainyard_cli.errors import CLIError
 from trainyard_cli.output import Format, dump
 
 if TYPE_CHECKING:
     from trainyard_api.dataset import Dataset as Spec
+    from trainyard_api.run import RunSpec
+    from trainyard_api.trainingjob import TrainingJobSpec
     from trainyard_trainer.store import Storage
     from trainyard_trainer.survey import Survey
+    from trainyard_trainer.versions import Parent
+
+    from trainyard_cli.startfrom import Continued
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Check, count, make and upload Pascal VOC datasets.")
 
@@ -77,21 +82,34 @@ def check(
 ) -> None:
     """Say what a training would find: labels, boxes, what was repaired, what is wrong and where. Exit code 1 when it would fail.
 
-    A training that differs from the default in its dataset settings finds other things: name its manifest with --job.
+    A training that differs from the default in its dataset settings finds other things: name its manifest with --job. Where that
+    has startFrom, the version is looked at too.
     """
     from trainyard_cli.datasetview import page
 
     sources = sources or []
     if not sources and job is None:
         raise CLIError("name a SOURCE, or with --job the manifest of a job that has some.")
-    fields, task, known = _of_job(job, sources, task, architecture) if job else ({}, *_suited(task, architecture))
-    found = _survey(dataset_spec(sources, max_bytes, **{**fields, **_given(labels)}), task, pictures)
-    if output in (Format.JSON, Format.YAML):
-        print(dump(found.to_dict(known), output))
+    begun: Continued | None = None
+    if job is None:
+        task, known = _suited(task, architecture)
+        found = _survey(dataset_spec(sources, max_bytes, **_given(labels)), task, pictures)
     else:
-        print(page(found, known))
+        wanted, run, fields = _of_job(job, sources, task, architecture)
+        known = ARCHITECTURES.get(run.architecture) or recommended(run.task)
+        spec = dataset_spec(sources, max_bytes, **{**fields, **_given(labels)})
+        run = run.model_copy(update={"dataset": spec})
+        begun = startfrom.begin(wanted, run, storage())
+        found = _survey(spec, run.task, pictures, begun.parent if begun else None)
+        begun = startfrom.follow(begun, run, found, storage()) if begun else None
+    if output in (Format.JSON, Format.YAML):
+        print(dump({**found.to_dict(known), "startFrom": begun.to_dict() if begun else None}, output))
+    else:
+        print(page(found, known, begun))
     if found.problem:
         raise CLIError(f"this dataset cannot be trained on: {found.problem}")
+    if begun and begun.problem:
+        raise CLIError(f"this job cannot start from {begun.name}: {begun.problem}")
 
 
 @app.command()
@@ -221,10 +239,12 @@ def _given(labels: str | None) -> dict[str, Any]:
 
 def _of_job(
     job: Path, sources: list[str], task: Task | None, architecture: str | None
-) -> tuple[dict[str, Any], Task, Architecture]:
-    """Dataset settings, task and architecture of a manifest, with what is set here over it; refused as a training would be."""
-    from trainyard_api.consistency import contradictions
-    from trainyard_api.resolve import Contradiction, resolved_task
+) -> tuple[TrainingJobSpec, RunSpec, dict[str, Any]]:
+    """A manifest with what is set here over it, what its training is told, and its dataset settings; refused as a training would be."""
+    from trainyard_api.execution import Instance
+    from trainyard_api.resolve import Attempt, Contradiction, run_spec
+    from trainyard_api.run import Start
+    from trainyard_api.trainingservice import TrainingServiceSpec
 
     from trainyard_cli.run import address, checked_spec, read_job
 
@@ -238,13 +258,14 @@ def _of_job(
             "sources": [{"uri": address(source)} for source in sources],
         }
     spec = checked_spec({**manifest, "spec": wanted})
+    name = str(manifest["metadata"]["name"])
+    service = TrainingServiceSpec(architecture=spec.architecture, instance=Instance(gpus=1))
+    start = Start() if spec.start_from.job else startfrom.version_here(spec, spec.model or name)
     try:
-        chosen = resolved_task(spec)
+        run = run_spec(spec, service, Attempt(name=name, namespace="local", uid="0" * 32, start=start))
     except Contradiction as error:
         raise CLIError(f"{job}: {error}.") from None
-    if found := contradictions(spec):
-        raise CLIError(f"{job}: {'; '.join(found)}.")
-    return dict(wanted["dataset"]), chosen, ARCHITECTURES.get(spec.architecture) or recommended(chosen)
+    return spec, run, dict(wanted["dataset"])
 
 
 def _suited(task: Task | None, architecture: str | None) -> tuple[Task, Architecture]:
@@ -260,8 +281,8 @@ def _suited(task: Task | None, architecture: str | None) -> tuple[Task, Architec
     return task or known.task, known
 
 
-def _survey(spec: Spec, task: Task, pictures: bool | None) -> Survey:
+def _survey(spec: Spec, task: Task, pictures: bool | None, parent: Parent | None = None) -> Survey:
     from trainyard_trainer.survey import survey
 
     with tempfile.TemporaryDirectory() as cache, phases() as progress:
-        return survey(spec, task, storage(), Path(cache), pictures=pictures, progress=progress)
+        return survey(spec, task, storage(), Path(cache), pictures=pictures, parent=parent, progress=progress)

@@ -7,6 +7,7 @@ from trainyard_trainer.records import Kind
 from trainyard_trainer.survey import Survey
 
 from trainyard_cli.output import table
+from trainyard_cli.startfrom import Continued
 
 _TITLES = {
     Kind.ERROR: "Wrong (a training would fail)",
@@ -20,9 +21,12 @@ _MOST = 8
 """Lines of a list; -o json has all of them."""
 
 
-def page(survey: Survey, architecture: Architecture) -> str:
-    """Totals, labels, sizes of objects, findings with file and line, look-alikes, what to add, advice, and the verdict."""
+def page(survey: Survey, architecture: Architecture, continued: Continued | None = None) -> str:
+    """Totals, labels, sizes of objects, findings with file and line, look-alikes, what is continued, what to add, advice, and the
+    verdict."""
     parts = [totals(survey), label_table(survey), *_boxes(survey, architecture), *_findings(survey), *_alike(survey)]
+    if continued:
+        parts.append(_continuation(continued))
     if additions := survey.additions():
         more = f"\n  and {len(additions) - _MOST} more (-o json shows all)" if len(additions) > _MOST else ""
         parts.append("What to add:\n" + "\n".join(f"  {sentence}" for sentence in additions[:_MOST]) + more)
@@ -36,9 +40,10 @@ def page(survey: Survey, architecture: Architecture) -> str:
     parts.append("\n".join([f"To begin with ({architecture.name}):", *lines]))
     if not survey.decoded:
         parts.append(
-            "Of the pictures only the first bytes were read. --pictures fetches and decodes them: damaged ones and look-alikes."
+            "Of the pictures only the first bytes were read. --pictures fetches and decodes them: damaged ones and look-alikes"
+            f"{', and which images the version knows' if continued and continued.parent else ''}."
         )
-    if survey.problem is None:
+    if survey.problem is None and not (continued and continued.problem):
         parts.append("This dataset can be trained on.")
     return "\n\n".join(parts)
 
@@ -77,6 +82,25 @@ def label_table(survey: Survey) -> str:
             for row in rows
         ],
     )
+
+
+def _continuation(continued: Continued) -> str:
+    """What a training says of `startFrom`."""
+    if continued.unread:
+        return f"What it starts from, {continued.name}, was not looked at: {continued.unread}"
+    lines = [f"It starts from {continued.name}:"]
+    if continued.labels:
+        lines.append(f"  labels: {', '.join(continued.labels)}")
+    if continued.known_images is not None:
+        lines.append(f"  images that stay on the side where they were: {continued.known_images}")
+    lines += [f"  {warning.reason}: {warning.message}" for warning in continued.warnings or ()]
+    if continued.problem:
+        lines.append(f"  a training would fail: {continued.problem}")
+    elif continued.warnings is None:
+        lines.append("  what is kept of it depends on the labels, and the data has faults.")
+    elif not continued.warnings:
+        lines.append("  all its weights are kept.")
+    return "\n".join(lines)
 
 
 def _boxes(survey: Survey, architecture: Architecture) -> list[str]:

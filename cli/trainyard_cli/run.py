@@ -92,6 +92,8 @@ def spec_here(job: dict[str, Any], dataset: str | None, to: str | None, rerun: i
     from trainyard_api.trainingservice import TrainingServiceSpec
     from trainyard_trainer.store import Storage
 
+    from trainyard_cli.startfrom import version_here
+
     name, wanted = str(job["metadata"]["name"]), dict(job.get("spec") or {})
     if dataset is not None:
         wanted["dataset"] = {**(wanted.get("dataset") or {}), "sources": [{"uri": address(dataset)}]}
@@ -115,7 +117,7 @@ def spec_here(job: dict[str, Any], dataset: str | None, to: str | None, rerun: i
             service,
             Attempt(
                 name=name, namespace="local", uid=uid, run=number, number=past.attempt, version=past.version,
-                resume_from=past.folders, cache_path=str(_cache()),
+                resume_from=past.folders, cache_path=str(_cache()), start=version_here(checked, checked.model or name),
             ),
         )  # fmt: skip
     except Contradiction as error:

@@ -60,6 +60,12 @@ def test_an_earlier_attempt_is_gone_on_from_and_a_version_is_not_made_twice(tmp_
     assert spec_here(job(), "data.zip", str(tmp_path), None).version == 1
 
 
+def test_a_version_that_is_continued_is_the_one_below_the_output(tmp_path: Path) -> None:
+    spec = spec_here(job(startFrom={"version": 2}, model="cells"), "data.zip", str(tmp_path), None)
+    assert spec.start.manifest_uri == f"{tmp_path.as_uri()}/cells/v2/manifest.json"
+    assert spec.start.parent_version == "cells-v2"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

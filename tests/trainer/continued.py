@@ -17,6 +17,7 @@ from trainyard_trainer.records import Object, Record
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
 from trainyard_trainer.task import Task, build_task
+from trainyard_trainer.versions import parent_of
 
 from tests.trainer.runs import run_spec
 
@@ -57,7 +58,13 @@ class Job:
         self.folder.mkdir(exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in self.state.items()}, self.folder / "m.safetensors")
         files = [{"name": "model.safetensors", "path": "m.safetensors", "sha256": None}]
-        about = {"architecture": self.architecture, "labels": list(self.labels), "files": files}
+        about = {
+            "name": "v1",
+            "task": self.spec.task.value,
+            "architecture": self.architecture,
+            "labels": list(self.labels),
+            "files": files,
+        }
         (self.folder / "manifest.json").write_text(json.dumps(about))
         return (self.folder / "manifest.json").as_uri()
 
@@ -70,7 +77,7 @@ class Job:
 
     def follow(self, spec: RunSpec) -> None:
         self.folder.mkdir(exist_ok=True)
-        parent = start.parent_of(spec, Storage())
+        parent = parent_of(spec, Storage())
         start.load_start(spec, parent, self.task, self.labels, Storage(), self.folder, Reporter(spec, out=self.out))
 
     def scores(self, images: Tensor) -> Tensor:

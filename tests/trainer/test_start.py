@@ -17,6 +17,7 @@ from trainyard_trainer.detector import Detector
 from trainyard_trainer.errors import BadSpec, StorageRefused
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
+from trainyard_trainer.versions import parent_of
 
 from tests.trainer.runs import run_spec
 
@@ -50,7 +51,7 @@ class Start:
     def load(self, labels: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """The network's tensors after `startFrom` was followed."""
         mine = detector(len(labels), seed=2)
-        parent = start.parent_of(self.spec, Storage())
+        parent = parent_of(self.spec, Storage())
         folder = self.folder / "work"
         folder.mkdir(exist_ok=True)
         start.load_start(self.spec, parent, mine, labels, Storage(), folder, Reporter(self.spec, out=self.out))
@@ -73,8 +74,9 @@ def version(folder: Path, theirs: Detector, labels: list[str], architecture: str
     (folder / "a1").mkdir(parents=True)
     _, sha256 = weights(folder / "a1" / "model.safetensors", theirs)
     files = [{"name": "model.safetensors", "path": "a1/model.safetensors", "sha256": sha256}]
+    told = {"name": "shapes-v1", "task": "Detection", "architecture": architecture, "labels": labels, "files": files}
     manifest = folder / "manifest.json"
-    manifest.write_text(json.dumps({"architecture": architecture, "labels": labels, "files": files}))
+    manifest.write_text(json.dumps(told))
     return manifest.as_uri()
 
 

@@ -23,9 +23,10 @@ from trainyard_trainer.place import Place
 from trainyard_trainer.prepare import Prepared
 from trainyard_trainer.records import Side
 from trainyard_trainer.report import Reporter
-from trainyard_trainer.start import Parent, load_start
+from trainyard_trainer.start import load_start
 from trainyard_trainer.store import Storage
 from trainyard_trainer.task import Evaluation, Task, build_task
+from trainyard_trainer.versions import Parent
 from trainyard_trainer.work import Work
 
 if TYPE_CHECKING:

@@ -26,13 +26,11 @@ from trainyard_trainer.place import ALONE, Place, on_cpus
 from trainyard_trainer.prepare import Prepared, prepare
 from trainyard_trainer.records import StopFlag
 from trainyard_trainer.report import Reporter
-from trainyard_trainer.split import known_from_json
 from trainyard_trainer.store import Storage
-from trainyard_trainer.versions import publish_copy, published_before
+from trainyard_trainer.versions import Parent, parent_of, publish_copy, published_before
 
 if TYPE_CHECKING:
     from trainyard_trainer.loop import Loop
-    from trainyard_trainer.start import Parent
     from trainyard_trainer.work import Ending
 
 LEAST_TO_PUBLISH = 30.0
@@ -135,11 +133,7 @@ def _before_torch(
         reporter.warn(
             "StorageIgnoresConditions", "the output storage ignores If-None-Match: two attempts could both publish."
         )
-    parent = None
-    if spec.start.manifest_uri is not None:
-        from trainyard_trainer.start import parent_of
-
-        parent = parent_of(spec, output)
+    parent = parent_of(spec, output)
     prepared = prepare(
         spec.dataset,
         spec.task,
@@ -147,7 +141,7 @@ def _before_torch(
         Path(spec.cache_path),
         image_size=size,
         known_labels=parent.labels if parent else (),
-        known_sides=known_from_json(parent.dataset) if parent and parent.dataset else None,
+        known_sides=parent.sides if parent else None,
         shared=place.local_world > 1,
         stop=attempt.stop,
         progress=lambda phase, done, total: reporter.phase(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,32 +19,7 @@ from trainyard_trainer.published import load_published
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
 from trainyard_trainer.task import LabelRows, Task
-
-
-@dataclass(frozen=True)
-class Parent:
-    """The version that a training continues: its manifest, and the text of its dataset.json when it has one."""
-
-    manifest: dict[str, Any]
-    dataset: bytes | None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(self.manifest["labels"])
-
-
-def parent_of(spec: RunSpec, storage: Storage) -> Parent | None:
-    """What has to be known of the version before the data is read. None when no version is continued."""
-    uri = spec.start.manifest_uri
-    if uri is None:
-        return None
-    manifest = json.loads(storage.get_bytes(uri))
-    if manifest["architecture"] != spec.architecture:
-        raise BadSpec(
-            f"{uri} is a {manifest['architecture']}, this job trains {spec.architecture}; name a version of the same."
-        )
-    dataset = _file(manifest, uri, "dataset.json")
-    return Parent(manifest, storage.get_bytes(dataset[0]) if dataset else None)
+from trainyard_trainer.versions import Parent
 
 
 def load_start(
@@ -99,12 +73,9 @@ def _source(spec: RunSpec, parent: Parent | None, storage: Storage, folder: Path
     """None: from published weights, or from scratch."""
     start = spec.start
     if parent is not None:
-        assert start.manifest_uri is not None
-        file = _file(parent.manifest, start.manifest_uri, "model.safetensors")
-        if file is None:
-            raise BadSpec(f"{start.manifest_uri} names no model.safetensors; start from another version.")
-        name = start.parent_version or start.manifest_uri
-        return replace(_safetensors(storage, *file, folder), name=name, labels=parent.labels)
+        file = parent.version.file("model.safetensors")
+        weights = _safetensors(storage, parent.version.folder + file["path"], file["sha256"], folder)
+        return replace(weights, name=start.parent_version or parent.version.name, labels=parent.labels)
     if start.attempt_uris:
         saved = checkpoint.newest(storage, start.attempt_uris)
         if saved is None:
@@ -134,14 +105,6 @@ def _label_difference(source: _Source, labels: Sequence[str], remade: Sequence[s
     if gone:
         told.append(f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} forgotten")
     return "; ".join([*told, "all other weights are kept."])
-
-
-def _file(manifest: dict[str, Any], uri: str, name: str) -> tuple[str, str] | None:
-    """Address and sha256 of a file that a manifest names."""
-    for file in manifest["files"]:
-        if file["name"] == name:
-            return uri.rsplit("/", 1)[0] + "/" + file["path"], file["sha256"]
-    return None
 
 
 def _safetensors(storage: Storage, uri: str, sha256: str | None, folder: Path) -> _Source:

@@ -21,6 +21,7 @@ from trainyard_trainer.fetch import fetch, glance, plan_all, quantity
 from trainyard_trainer.prepare import Phase, PhaseProgress, choose_sides
 from trainyard_trainer.records import Finding, Kind, Record, Sides
 from trainyard_trainer.store import Storage, parse
+from trainyard_trainer.versions import Parent
 from trainyard_trainer.voc_warnings import near_duplicates
 
 LOOK = 96
@@ -134,9 +135,10 @@ def survey(
     cache: Path,
     *,
     pictures: bool | None = None,
+    parent: Parent | None = None,
     progress: PhaseProgress = lambda phase, done, total: None,
 ) -> Survey:
-    """Reads, decodes and splits as a training would. Raises a TrainerError only where there is nothing to survey.
+    """Reads, decodes and splits as a training would, one that continues `parent`. Raises a TrainerError only where there is nothing to survey.
 
     With `pictures=False` those on S3 are neither fetched nor decoded, only their first bytes are read; None: from 64 MiB on.
     """
@@ -156,7 +158,12 @@ def survey(
             plans, storage, max_bytes=max_bytes, max_pixels=spec.limits.max_pixels, progress=fetching
         )
     dataset = voc.load(
-        spec, task, sources, strict=False, progress=lambda done, total: progress(Phase.CHECKING, done, total)
+        spec,
+        task,
+        sources,
+        strict=False,
+        known_labels=parent.labels if parent else (),
+        progress=lambda done, total: progress(Phase.CHECKING, done, total),
     )
     verdict = pixels.Verdict({}, (), {})
     if decoded:
@@ -167,7 +174,7 @@ def survey(
     sides, problem, groups = None, None, list[Alike]()
     try:
         dataset.without(verdict.corrupt, verdict.repaired)
-        sides = choose_sides(spec, left, storage, None)
+        sides = choose_sides(spec, left, storage, parent.sides if parent else None)
         hashes = {new: verdict.hashes[old] for new, old in enumerate(good) if old in verdict.hashes}
         pairs = near_duplicates(hashes, {i: record.digest for i, record in enumerate(left.records)})
         findings += [*sides.findings, *report_data.likenesses(left.records, sides, pairs)]

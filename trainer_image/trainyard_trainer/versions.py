@@ -1,9 +1,10 @@
-"""Versions on storage: whether this run's is there already, and what a manifest says as the result of an attempt. No torch."""
+"""Versions on storage: whether this run's is there already, what it continues, and a manifest as the result of an attempt. No torch."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,41 @@ from trainyard_api.run import RunSpec
 from trainyard_api.status import Artifact, Scores
 from trainyard_api.storage import manifest_uri
 
-from trainyard_trainer import library
-from trainyard_trainer.errors import StorageRefused, VersionTaken
+from trainyard_trainer import library, split
+from trainyard_trainer.errors import BadSpec, StorageRefused, VersionTaken
 from trainyard_trainer.report import Reporter
 from trainyard_trainer.store import Storage
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The version that a training continues, and the text of its dataset.json when it has one."""
+
+    version: library.Version
+    dataset: bytes | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.version.manifest["labels"])
+
+    @property
+    def sides(self) -> split.Known | None:
+        """Where it had its images."""
+        return split.known_from_json(self.dataset) if self.dataset is not None else None
+
+
+def parent_of(spec: RunSpec, storage: Storage) -> Parent | None:
+    """What has to be known of the version before the data is read. None when no version is continued."""
+    uri = spec.start.manifest_uri
+    if uri is None:
+        return None
+    version = library.open_version(storage, uri)
+    architecture = version.manifest.get("architecture")
+    if architecture != spec.architecture:
+        raise BadSpec(f"{uri} is a {architecture}, this job trains {spec.architecture}; name a version of the same.")
+    named = {file["name"]: file["path"] for file in version.manifest["files"]}
+    recorded = named.get("dataset.json")
+    return Parent(version, storage.get_bytes(version.folder + recorded) if recorded else None)
 
 
 def published_before(spec: RunSpec, storage: Storage) -> Result | None:

@@ -41,7 +41,7 @@ class Architecture:
     source: str = ""
     """torchvision's name for it, where it is torchvision's."""
     backbone_source: str = ""
-    """torchvision's name for the image network that is a detector's backbone."""
+    """What the file of the image network is called that torchvision begins a detector's backbone with, up to its checksum."""
     width: float = 1.0
     """Of our own: channels and ..."""
     depth: float = 1.0
@@ -101,7 +101,7 @@ ARCHITECTURES: dict[str, Architecture] = _catalogue(
     _detector(
         "ssd300-vgg16", 320, 8, 32, 5e-4, "torchvision's SSD on VGG16",
         parameters=26_285_486, gflops=70.5, cpu_speed=0.2,
-        module="zoo", source="ssd300_vgg16", backbone_source="vgg16", least_size=288, bf16_on_cpu=True,
+        module="zoo", source="ssd300_vgg16", backbone_source="vgg16_features-amdegroot", least_size=288, bf16_on_cpu=True,
     ),
     _detector(
         "retinanet-resnet50-fpn-v2", 640, 2, 8, 1e-4, "torchvision's RetinaNet v2 on ResNet-50 with FPN",

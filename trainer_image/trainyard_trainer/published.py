@@ -37,6 +37,8 @@ PREFIXES = (
     ("backbone.body.", "features."),
 )
 """What a tensor's name begins with here and there: torchvision's detector, image network, ResNet and MobileNet below an FPN."""
+VGG_CUT = 23
+"""SSD's backbone calls VGG16's features from its fourth pooling on `extra.0`, and counts them anew."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def choose(entry: Architecture, names: Iterable[str]) -> tuple[str, str] | None:
     if own in names:
         return own, ""
     for source in (entry.source, entry.backbone_source):
-        pattern = re.compile(re.escape(source) + r"(_coco)?-([0-9a-f]{8,64})\.pth")
+        pattern = re.compile(re.escape(source) + r"(?:_coco|_rwightman)?-([0-9a-f]{8,64})\.pth")
         for name in names:
             if source and (match := pattern.fullmatch(name)):
-                return name, match[2]
+                return name, match[1]
     return None
 
 
@@ -121,7 +123,10 @@ def tensors_of(path: Path, place: str) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         first = str(error).splitlines()[0]
-        raise BadSpec(f"{place} holds no weights that can be read: {first}") from error
+        raise BadSpec(
+            f"{place} holds no weights that can be read ({first.rstrip('.')}); put torchvision's file, or a version's"
+            " model.safetensors, there again."
+        ) from error
     if not isinstance(loaded, dict):
         raise BadSpec(f"{place} holds no table of weights; save the network's state_dict() there.")
     return {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
@@ -140,7 +145,12 @@ def adopt(task: Task, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
 
 def fitting(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], mine: str, theirs: str) -> dict[str, str]:
     """Names of tensors that are in both with the same shape, when `mine` at the front of ours is `theirs` at the front of theirs."""
-    names = {name: theirs + name.removeprefix(mine) for name in own if name.startswith(mine)}
+    names = {name: _numbered(theirs + name.removeprefix(mine)) for name in own if name.startswith(mine)}
     return {
         name: other for name, other in names.items() if other in tensors and tensors[other].shape == own[name].shape
     }
+
+
+def _numbered(name: str) -> str:
+    """The name as in VGG16 itself of what SSD's backbone numbers anew; any other stays."""
+    return re.sub(r"^extra\.0\.(\d+)\.", lambda match: f"features.{int(match[1]) + VGG_CUT}.", name)

@@ -72,7 +72,6 @@ def publish_untrained(folder: Path, data: Path, out: TextIO | None = None, **cha
         Model(task, 1, 1, 1, Outcome.COMPLETED, "done."),
         Publishing(
             spec, prepared, size, Storage(), reporter, folder / "version", torch.device("cpu"), time.monotonic() + 600, 1,
-            None, None,
         ),
     )  # fmt: skip
     return spec

@@ -252,7 +252,7 @@ def test_a_training_makes_a_version(
         model,
         Publishing(
             spec, prepared, (64, 64), Storage(), reporter, tmp_path / "version", torch.device("cpu"),
-            time.monotonic() + 600, 1, None, None,
+            time.monotonic() + 600, 1,
         ),
     )  # fmt: skip
     assert result.metrics is not None

@@ -246,7 +246,7 @@ def test_a_training_makes_a_version_that_keeps_its_anchors(tmp_path: Path, monke
         Model(loop.work.task, ending.best.step, 3, 3, Outcome.COMPLETED, "done."),
         Publishing(
             spec, prepared, (64, 64), Storage(), reporter, tmp_path / "version", torch.device("cpu"),
-            time.monotonic() + 600, 1, None, None,
+            time.monotonic() + 600, 1,
         ),
     )  # fmt: skip
     assert result.metrics is not None

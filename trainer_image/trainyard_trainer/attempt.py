@@ -219,8 +219,6 @@ def _train_and_publish(
     elif spec.training.ema_decay != 0:
         loop.average.swap()
     loop.judge.warn_at_end(loop.state)
-    saved = loop.work.checkpoints.saved
-    loop.work.checkpoints.wait()
     model = Model(
         loop.work.task,
         ending.best.step if ending.best else ending.step,
@@ -233,8 +231,7 @@ def _train_and_publish(
         model,
         Publishing(
             spec, prepared, size, output, reporter, attempt.folder / "version", loop.work.device, attempt.ends_at,
-            round(loop.state.seconds), loop.resumed_from, saved.step if saved else loop.resumed_from,
-            round(loop.attempt_seconds),
+            round(loop.state.seconds), loop.resumed_from, loop.work.checkpoints, round(loop.attempt_seconds),
         ),
     )  # fmt: skip
 

@@ -139,9 +139,10 @@ class Checkpoints:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def save(self, state: Mapping[str, Any], step: int) -> bool:
-        """Writes the state now and uploads it in the background. False when one is still in flight: then this one is skipped."""
-        if self.busy:
+    def save(self, state: Mapping[str, Any], step: int, *, last: bool = False) -> bool:
+        """Writes the state now and uploads it in the background. False when one is still in flight: then this one is skipped, unless
+        it is the `last`, which follows it."""
+        if self.busy and not last:
             return False
         if self._storage is None:
             return True
@@ -152,7 +153,8 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             path.unlink(missing_ok=True)
             raise DiskFull(f"the checkpoint {path} cannot be written: {error}") from error
-        self._thread = threading.Thread(target=self._upload, args=(path, step), name="checkpoint", daemon=True)
+        arguments = (path, step, self._thread)
+        self._thread = threading.Thread(target=self._upload, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
         return True
 
@@ -167,7 +169,9 @@ class Checkpoints:
         error, self._error = self._error, None
         return error
 
-    def _upload(self, path: Path, step: int) -> None:
+    def _upload(self, path: Path, step: int, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
         started = time.monotonic()
         assert self._storage is not None
         try:
@@ -175,9 +179,9 @@ class Checkpoints:
             self._storage.upload(path, saved.uri)
             told = {"step": step, "file": path.name, "size": saved.size, "sha256": saved.sha256}
             self._storage.put_bytes(f"{self._prefix}latest.json", json.dumps(told).encode())
-            before, self.saved = self.saved, saved
-            if before is not None and before.step != step:
-                self._storage.delete([before.uri])
+            older, self.saved = self.saved, saved
+            if older is not None and older.step != step:
+                self._storage.delete([older.uri])
             self._error = None
         except TrainerError as error:
             self._error = error

@@ -16,7 +16,7 @@ from trainyard_api.report import Outcome, Phase
 from trainyard_api.status import Metrics
 
 from trainyard_trainer import ranks, schedule
-from trainyard_trainer.errors import NothingInTime, TrainerError
+from trainyard_trainer.errors import DiskFull, NothingInTime, TrainerError
 from trainyard_trainer.gradients import gradients
 from trainyard_trainer.judge import Judge
 from trainyard_trainer.optimizer import Average, Optimizer
@@ -96,6 +96,7 @@ class Loop:
                 w.reporter.metrics(self._metrics())
                 continue
             if ending is not None:
+                self._save_last()
                 return ending
             if self._save_due():
                 self._save()
@@ -213,6 +214,17 @@ class Loop:
         self._good = copied(packed)
         w.reporter.flush()
         return w.checkpoints.save(packed, state.step)
+
+    def _save_last(self) -> None:
+        """What cannot be published now is published later without a step: this is on its way while the model is scored and exported."""
+        if self._saved_step == self.state.step:
+            return
+        self._saved_step = self.state.step
+        self.work.reporter.flush()
+        try:
+            self.work.checkpoints.save(self._packed(), self.state.step, last=True)
+        except DiskFull as error:
+            self.work.reporter.warn("CheckpointFailed", str(error))
 
     def _interrupted(self, ending: Ending) -> Ending:
         """Saves this very step and waits until it is on storage. Raises what the upload failed of."""

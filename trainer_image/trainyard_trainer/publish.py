@@ -25,7 +25,7 @@ from trainyard_api.storage import attempt_uri, manifest_uri, version_name
 
 from trainyard_trainer import export, history
 from trainyard_trainer.box_task import parameter_count
-from trainyard_trainer.checkpoint import sha256_of
+from trainyard_trainer.checkpoint import Checkpoints, sha256_of
 from trainyard_trainer.data import EvalBatches
 from trainyard_trainer.prepare import Prepared
 from trainyard_trainer.records import Side, never
@@ -69,8 +69,8 @@ class Publishing:
     ends_at: float
     training_seconds: int
     """Of the whole run; `attempt_seconds` is this attempt's part of it (None: all of it)."""
-    resumed_from: int | None
-    checkpoint_step: int | None
+    resumed_from: int | None = None
+    checkpoints: Checkpoints | None = None
     attempt_seconds: int | None = None
 
 
@@ -87,6 +87,7 @@ def publish(model: Model, p: Publishing) -> Result:
     manifest = _manifest(model, p, names, validation, test)
 
     p.reporter.phase(Phase.UPLOADING)
+    checkpoint_step = _checkpoint_step(p)
     patience = max(LEAST_PATIENCE, p.ends_at - time.monotonic() - SPARE_SECONDS)
     storage = p.storage.with_patience(patience)
     lines = _upload(storage, p, names)
@@ -106,7 +107,7 @@ def publish(model: Model, p: Publishing) -> Result:
     return result.model_copy(
         update={
             "message": model.message,
-            "checkpoint_step": p.checkpoint_step,
+            "checkpoint_step": checkpoint_step,
             "resumed_from_step": p.resumed_from,
             "training_seconds": p.training_seconds if p.attempt_seconds is None else p.attempt_seconds,
         }
@@ -234,6 +235,17 @@ def _manifest(
         ],
     }  # fmt: skip
     return {key: value for key, value in told.items() if value is not None}
+
+
+def _checkpoint_step(p: Publishing) -> int | None:
+    """Step of the checkpoint that the next attempt would go on from, once the last one has arrived."""
+    if p.checkpoints is None:
+        return p.resumed_from
+    p.checkpoints.wait(max(LEAST_PATIENCE, p.ends_at - time.monotonic() - SPARE_SECONDS))
+    saved = p.checkpoints.saved
+    step = saved.step if saved else p.resumed_from
+    p.reporter.progress(checkpoint_step=step)
+    return step
 
 
 def _upload(storage: Storage, p: Publishing, names: Sequence[str]) -> list[history.Line]:

@@ -41,6 +41,7 @@ MOST_LOOKED_AT = 1000
 SHARE_OF_TRAINING = 0.05
 """At most this share of the images that were trained on is looked at once more."""
 SHARE_OF_TIME_LEFT = 0.1
+"""At most this share of the time left goes into each thing that the version can do without."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def _checkpoint_step(p: Publishing) -> int | None:
     """Step of the checkpoint that the next attempt would go on from, once the last one has arrived."""
     if p.checkpoints is None:
         return p.resumed_from
-    p.checkpoints.wait(max(LEAST_PATIENCE, p.ends_at - time.monotonic() - SPARE_SECONDS))
+    p.checkpoints.wait(max(0.0, p.ends_at - time.monotonic()) * SHARE_OF_TIME_LEFT)
     saved = p.checkpoints.saved
     step = saved.step if saved else p.resumed_from
     p.reporter.progress(checkpoint_step=step)

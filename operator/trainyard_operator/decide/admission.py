@@ -11,7 +11,7 @@ from itertools import islice
 
 from trainyard_api.trainingservice import Admission, AdmittedJob, OnScaleDown
 
-from trainyard_operator.decide.jobs import is_new, next_attempt, open_attempts
+from trainyard_operator.decide.jobs import is_new, next_execution, open_attempts
 from trainyard_operator.decide.model import AttemptPod, JobView, QueuePlace, ServiceSnapshot, ServiceView
 from trainyard_operator.decide.nodes import is_lost
 from trainyard_operator.decide.scaling import capacity
@@ -37,7 +37,8 @@ def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
 
 def _is_wanted(snapshot: ServiceSnapshot, job: JobView, slots: int) -> bool:
     """Whether somebody waits for the slot that the job's execution has."""
-    waits = snapshot.tally.queue_length > 0 and not snapshot.service.spec.paused
+    service = snapshot.service
+    waits = not service.spec.paused and _waits_for_a_slot(service, snapshot.tally)
     return waits and bool(open_attempts(job.status)) and occupied_count(snapshot) >= slots
 
 
@@ -55,8 +56,11 @@ def misplaced(snapshot: ServiceSnapshot) -> tuple[str, ...]:
 
 def may_admit(service: ServiceView, tally: Tally) -> bool:
     """Whether a job that is not in the batch yet may start now, as far as it can be told without looking closely."""
-    if not tally.queue_length or len(tally.held) >= capacity(service.spec.scaling):
-        return False
+    return len(tally.held) < capacity(service.spec.scaling) and _waits_for_a_slot(service, tally)
+
+
+def _waits_for_a_slot(service: ServiceView, tally: Tally) -> bool:
+    """Whether a job waits that the batch has not."""
     batch = service.status.admission.jobs if service.status.admission else ()
     # More wait than the batch has places: no need to look who of them is in it, at every change of a burst.
     return tally.queue_length > len(batch) or tally.queue_length > sum(
@@ -72,7 +76,7 @@ def admitted(service: ServiceView, job: JobView) -> bool:
 def entry_of(service: ServiceView, job: JobView) -> AdmittedJob | None:
     """The entry of the batch for this very attempt of the job."""
     batch = service.status.admission
-    slot = Slot(job.metadata.uid, job.status.run or 0, next_attempt(job.status))
+    slot = Slot(job.metadata.uid, *next_execution(job))
     entries = batch.jobs if batch is not None else ()
     return next((entry for entry in entries if slot_of_entry(entry) == slot), None)
 
@@ -165,6 +169,5 @@ def picked(snapshot: ServiceSnapshot, kept: tuple[AdmittedJob, ...]) -> tuple[tu
 
 
 def _entry(job: JobView) -> AdmittedJob:
-    return AdmittedJob(
-        name=job.metadata.name, uid=job.metadata.uid, attempt=next_attempt(job.status), run=job.status.run or 0
-    )
+    run, attempt = next_execution(job)
+    return AdmittedJob(name=job.metadata.name, uid=job.metadata.uid, attempt=attempt, run=run)

@@ -20,7 +20,14 @@ from trainyard_api.trainingjob import Attempt, End, TrainingJobSpec, TrainingJob
 from trainyard_api.trainingservice import TrainingServiceSpec
 
 from trainyard_operator.decide.admission import admitted
-from trainyard_operator.decide.jobs import is_ready, next_attempt, open_attempts, queue_order, service_name_of
+from trainyard_operator.decide.jobs import (
+    is_ready,
+    next_attempt,
+    next_execution,
+    open_attempts,
+    queue_order,
+    service_name_of,
+)
 from trainyard_operator.decide.model import BudgetPlan, BudgetSnapshot, BudgetView, JobView, Note, ServiceView
 from trainyard_operator.decide.retry import RETRIED, Count
 from trainyard_operator.status import conditions
@@ -190,7 +197,7 @@ def _follow(
         return reservation.model_copy(update={"start_time": attempt.training_start_time}), 0
     if attempt is not None:
         return None, charged_seconds(attempt)
-    if (job.status.run or 0, next_attempt(job.status)) == key:
+    if next_execution(job) == key:
         waits = service is not None and is_ready(job.status) and admitted(service, job)
         return (reservation if waits and job.metadata.deletion_time is None else None), 0
     return None, _elapsed(reservation, now)
@@ -221,7 +228,7 @@ def _reserved_for(
     for attempt in open_attempts(job.status):
         if budget.metadata.uid not in attempt.budget_uids and (attempt.run, attempt.number) not in had:
             return _with(status, job, attempt.run, attempt.number, seconds, attempt.training_start_time)
-    wanted = (job.status.run or 0, next_attempt(job.status))
+    wanted = next_execution(job)
     waits = service is not None and is_ready(job.status) and admitted(service, job)
     if not waits or wanted in had or job.metadata.deletion_time is not None:
         return status

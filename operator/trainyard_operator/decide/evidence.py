@@ -28,8 +28,6 @@ class EndFacts:
     reported: AttemptResult | None = None
     """The result in its last report."""
     nodes: Mapping[str, NodeView] | None = None
-    gang: int = 1
-    """Pods that it should have."""
     diagnosis: str = ""
     """Why its pod does not start, if it does not."""
     defaults: Defaults = field(default_factory=Defaults)

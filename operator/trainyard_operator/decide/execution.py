@@ -16,18 +16,21 @@ from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
-from trainyard_operator.decide.failure import lost_at
+from trainyard_operator.decide.failure import late_pod_time, lost_at
 from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     Action,
     AttemptJob,
     AttemptPod,
+    CreateJob,
     DeleteJob,
     DeletePod,
     HandOver,
     LowerDeadline,
+    Refusal,
 )
+from trainyard_operator.decide.refusals import diagnose_refusal
 from trainyard_operator.decide.retry import GIVE_WAY
 from trainyard_operator.decide.start import create_headless, create_job
 from trainyard_operator.decide.tally import Slot, slot_of
@@ -60,7 +63,6 @@ def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
         subject=case.subject,
         reported=progress.result if progress else None,
         nodes=case.snapshot.nodes,
-        gang=case.instance.nodes,
         diagnosis=found.message if found else "",
         defaults=case.snapshot.defaults,
     )
@@ -73,7 +75,15 @@ def pods_of(case: Case, attempt: Attempt) -> tuple[AttemptPod, ...]:
 
 def diagnosis_of(case: Case, attempt: Attempt) -> Diagnosis | None:
     """Why the attempt does not run yet."""
+    if case.job_of(attempt) is None and (refused := _refusal_of(case, attempt)):
+        return diagnose_refusal(refused, case.subject)
     return diagnose(case.job_of(attempt), pods_of(case, attempt), case.snapshot.events, case.subject)
+
+
+def _refusal_of(case: Case, attempt: Attempt) -> Refusal | None:
+    """What keeps its Job from being made."""
+    making = (refusal for refusal in case.snapshot.refusals if refusal.action == CreateJob.__name__)
+    return next((refusal for refusal in making if refusal.name == attempt.job_name), None)
 
 
 def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
@@ -83,7 +93,7 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     shown = _is_shown(case, attempt, pods)
     if job is not None and (shown or job.finished or job.suspended):
         update["job_uid"] = job.metadata.uid
-    gang = case.instance.nodes
+    gang = job.completions if job else case.instance.nodes
     whole = sum(_has_run(pod) for pod in pods) >= gang
     first = min(pods, key=lambda pod: pod.index, default=None) if shown else None
     if first is not None and (gang == 1 or first.index == 0):
@@ -101,7 +111,8 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         update["training_start_time"] = progress.updated_at or case.now
     seen = attempt.model_copy(update=update)
     current = Current(attempt=seen.number, podUID=seen.pod_uid) if seen.pod_uid else None
-    return draft.with_attempt(seen).set(current=current)
+    quiet = attempt.create_time + QUIET
+    return draft.with_attempt(seen).set(current=current).look_at(quiet if not shown and case.now < quiet else None)
 
 
 def _is_shown(case: Case, attempt: Attempt, pods: tuple[AttemptPod, ...]) -> bool:
@@ -130,7 +141,8 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
         cause, message = wanted
         attempt = attempt.model_copy(update={"ending": cause, "ending_message": message, "ending_time": case.now})
         draft = draft.with_attempt(attempt)
-    draft = draft.look_at(lost_at(end_facts(case, draft, attempt)))
+    facts = end_facts(case, draft, attempt)
+    draft = draft.look_at(lost_at(facts), late_pod_time(facts))
     if attempt.ending is not None:
         draft = draft.act(*ending_actions(case, attempt)).look_at(_finish_time(case, attempt))
         return _describe_ending(case, draft, attempt)
@@ -182,8 +194,9 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
 
 
 def start_deadline(case: Case, attempt: Attempt) -> datetime | None:
-    """When the attempt has to run at the latest; None: it does, or waits for a queueing engine."""
-    if attempt.start_time is not None:
+    """When the attempt has to run at the latest; None: it does, or waits for a queueing engine, or the service that knows the
+    limit is gone."""
+    if attempt.start_time is not None or case.snapshot.service is None:
         return None
     job = case.job_of(attempt)
     if job is not None and job.suspended:

@@ -63,6 +63,14 @@ def lost_at(facts: EndFacts) -> datetime | None:
     return min(times, default=None)
 
 
+def late_pod_time(facts: EndFacts) -> datetime | None:
+    """Until when the news of a finished Job's pod may still arrive: Jobs and pods are watched apart. None: it has, or need not."""
+    finished = facts.job and facts.job.finished
+    if not finished or facts.pods or facts.attempt.pod_uid is not None:
+        return None
+    return (finished.since or facts.now) + timedelta(seconds=LATE_POD_SECONDS)
+
+
 # --- whether it is over ---------------------------------------------------------------------------------------------------
 
 
@@ -73,12 +81,11 @@ def _is_over(facts: EndFacts) -> bool:
         return False
     if job is None:
         return facts.attempt.job_uid is not None
-    if job.finished and not facts.pods and facts.attempt.pod_uid is None:
-        # Jobs and pods are watched apart: give the pod's news time to arrive.
-        return facts.now >= (job.finished.since or facts.now) + timedelta(seconds=LATE_POD_SECONDS)
+    if (late := late_pod_time(facts)) is not None:
+        return facts.now >= late
     if job.finished or job.metadata.deletion_time:
         return True
-    if len(facts.pods) >= facts.gang:
+    if len(facts.pods) >= job.completions:
         return True
     stopping = job.condition("FailureTarget") or job.condition("SuccessCriteriaMet")
     if facts.pods and stopping:

@@ -42,6 +42,12 @@ def next_attempt(status: TrainingJobStatus) -> int:
     return (status.attempt_count or 0) + 1
 
 
+def next_execution(job: JobView) -> tuple[int, int]:
+    """Run and attempt that would start next. Before anything is written to a job, its run is the one that its spec asks for."""
+    run = job.status.run if job.status.run is not None else job.spec.rerun
+    return run, next_attempt(job.status)
+
+
 def is_new(status: TrainingJobStatus) -> bool:
     """Whether nothing has been written to it yet."""
     return status.state is JobState.CREATED and status.revision is None

@@ -149,6 +149,8 @@ class AttemptJob:
     suspended: bool = False
     start_time: datetime | None = None
     conditions: tuple[ObjectCondition, ...] = ()
+    completions: int = 1
+    """Pods that it was made for: those of a gang, whatever the service's instance has become."""
 
     def condition(self, type_: str) -> ObjectCondition | None:
         """The condition when it is True."""

@@ -106,14 +106,15 @@ def parse_version(body: Body) -> VersionView:
 
 def parse_attempt_job(body: Body) -> AttemptJob:
     """A batch/v1 Job."""
-    status = _part(body, "status")
+    spec, status = _part(body, "spec"), _part(body, "status")
     return AttemptJob(
         metadata=_metadata(body),
         labels=_labels(body),
         owner_uid=_owner(body).get("uid"),
-        suspended=bool(_part(body, "spec").get("suspend")),
+        suspended=bool(spec.get("suspend")),
         start_time=parse_time(status.get("startTime")),
         conditions=_conditions(status),
+        completions=int(spec.get("completions") or 1),
     )
 
 

@@ -5,16 +5,17 @@ from datetime import timedelta
 
 from trainyard_api.status import Condition, ConditionStatus
 from trainyard_api.storage import attempt_job_name
-from trainyard_api.trainingjob import Attempt, Current, End, JobState, TrainingJobStatus
+from trainyard_api.trainingjob import Attempt, Cause, Current, End, JobState, TrainingJobStatus
 from trainyard_api.trainingservice import StandbyInstance
 
 from trainyard_operator.decide import budget
 from trainyard_operator.decide.admission import SHOWN_POSITIONS, admitted, entry_of
 from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.execution import QUIET, supervise
-from trainyard_operator.decide.jobs import is_ready, next_attempt
+from trainyard_operator.decide.jobs import is_ready, next_attempt, run_attempts
 from trainyard_operator.decide.model import MAX_ATTEMPT_NUMBER, AttemptPod
-from trainyard_operator.decide.nodes import is_lost
+from trainyard_operator.decide.nodes import is_lost, lost_time
+from trainyard_operator.decide.retry import limit_reached
 from trainyard_operator.decide.scaling import capacity
 from trainyard_operator.decide.settle import finished
 from trainyard_operator.decide.start import blocker
@@ -38,11 +39,16 @@ def queue_up(case: Case, draft: Draft) -> Draft:
         return draft.act(block.action) if block.action else draft
     if pod := _left_over(case, status):
         said = f"Pod {pod.metadata.name} of an earlier attempt has not ended yet; the next attempt starts when it has."
-        draft = _waiting(case, draft).set(queue_position=None)
+        lost = lost_time(pod, case.snapshot.nodes, case.snapshot.defaults, case.now)
+        draft = _waiting(case, draft).set(queue_position=None).look_at(lost)
         return draft.say(JobState.QUEUED, "PreviousAttemptEnding", said)
     if next_attempt(status) > MAX_ATTEMPT_NUMBER:
         said = f"{MAX_ATTEMPT_NUMBER} attempts of this run have ended; raise spec.rerun for a new run."
         return finished(draft, JobState.FAILED, "TooManyAttempts", said, case.now)
+    if limit := limit_reached(case.execution, status.charged_attempts or 0, status.disruptions or 0):
+        last = run_attempts(status)[-1]
+        cause, message = last.cause or Cause.ERROR, f"{last.message or ''} {limit}".strip()
+        return finished(draft, JobState.FAILED, cause.value, message, case.now)
     if found := _shortage(case, draft):
         waiting = _waiting(case, draft).set(queue_position=None)
         return waiting.say(JobState.TRY_AGAIN_LATER, budget.SPENT, budget.said(found))

@@ -88,6 +88,19 @@ def backoff(execution: Execution, charged: int) -> timedelta:
     return min(timedelta(seconds=min(seconds, 3600)), MAX_BACKOFF)
 
 
+def limit_reached(execution: Execution, charged: int, disruptions: int) -> str | None:
+    """Why no attempt may follow any more, as a sentence: a limit may have been lowered while the next one waited."""
+    if charged >= execution.max_attempts:
+        return f"{charged} of {execution.max_attempts} attempts that count (maxAttempts) have ended."
+    if disruptions > execution.max_disruptions:
+        return _too_many(disruptions, execution)
+    return None
+
+
+def _too_many(disruptions: int, execution: Execution) -> str:
+    return f"{disruptions} attempts were lost to disruptions; maxDisruptions allows {execution.max_disruptions}."
+
+
 def _retry(cause: Cause, execution: Execution, charged: int, disruptions: int) -> FollowUp:
     count = RETRIED[cause]
     if cause in ON_RESET and execution.on_reset is OnReset.FAIL:
@@ -101,8 +114,7 @@ def _retry(cause: Cause, execution: Execution, charged: int, disruptions: int) -
             return FollowUp(Then.RETRY, count, backoff(execution, charged + 1))
         case Count.DISRUPTION:
             if disruptions >= execution.max_disruptions:
-                said = f"{disruptions + 1} attempts were lost to disruptions; maxDisruptions allows {execution.max_disruptions}."
-                return FollowUp(Then.FAIL, count, exhausted=said)
+                return FollowUp(Then.FAIL, count, exhausted=_too_many(disruptions + 1, execution))
             return FollowUp(Then.RETRY, count, _pause(cause, execution, disruptions))
         case Count.FREE:
             return FollowUp(Then.RETRY, count)

@@ -10,7 +10,7 @@ from trainyard_operator.decide.degradation import SERVICE_REASONS, degradation
 from trainyard_operator.decide.model import LABEL_SERVICE, Note, ServicePlan, ServiceSnapshot
 from trainyard_operator.decide.nodes import lost_time
 from trainyard_operator.decide.scaling import capacity, desired_instances, instances
-from trainyard_operator.decide.standby import StandbyPlan, plan_standby, take
+from trainyard_operator.decide.standby import StandbyPlan, plan_standby, take, warm_instances
 from trainyard_operator.status import render_service
 
 
@@ -25,7 +25,7 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
         update={
             "admission": batch,
             "standby": warm.status,
-            "standby_instances": len(warm.ready),
+            "standby_instances": warm.ready,
             "running": running,
             "queued": waiting,
             "capacity": capacity(scaling),
@@ -50,18 +50,18 @@ def decide_service(snapshot: ServiceSnapshot) -> ServicePlan:
 
 
 def _admitted(snapshot: ServiceSnapshot) -> tuple[Admission, StandbyPlan]:
-    """The next batch, its new entries with the warm instances that they take."""
-    old = snapshot.service.status
+    """The next batch, its new entries with the warm instances that they take, and what becomes of the others."""
+    old, spec = snapshot.service.status, snapshot.service.spec
     kept = admission.pending(snapshot)
-    busy = instances(snapshot.service.spec.scaling, admission.occupied_count(snapshot))
-    warm = plan_standby(snapshot, kept, busy)
-    entries: list[AdmittedJob] = list(kept)
+    new, warm = list[AdmittedJob](), warm_instances(snapshot, kept)
     for entry, job in admission.picked(snapshot, kept):
-        warm, taken = take(warm, job.spec, snapshot.service.spec)
-        entries.append(entry.model_copy(update={"standby": taken}) if taken else entry)
+        warm, taken = take(warm, job.spec, spec)
+        new.append(entry.model_copy(update={"standby": taken}) if taken else entry)
+    batch = (*kept, *new)
+    standby = plan_standby(snapshot, batch, instances(spec.scaling, admission.occupied_count(snapshot) + len(new)))
     current = old.admission or Admission()
-    changed = tuple(entries) != current.jobs or warm.status != old.standby
-    return Admission(revision=current.revision + changed, jobs=tuple(entries)), warm
+    changed = batch != current.jobs or standby.status != old.standby
+    return Admission(revision=current.revision + changed, jobs=batch), standby
 
 
 def _standby_trouble(standby: Standby | None) -> tuple[str, str] | None:

@@ -53,8 +53,8 @@ BATCH = 20
 @dataclass(frozen=True)
 class StandbyPlan:
     status: Standby | None
-    ready: tuple[StandbyInstance, ...] = ()
-    """Those that an execution may take now, the oldest first."""
+    ready: int = 0
+    """How many are warm."""
     actions: tuple[ServiceAction, ...] = ()
     look_again_at: datetime | None = None
 
@@ -93,16 +93,32 @@ def eligible(job: TrainingJobSpec, service: TrainingServiceSpec) -> bool:
     return job.resources == Resources() and job.policy.drain_seconds is None and secrets
 
 
+def warm_instances(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...]) -> tuple[StandbyInstance, ...]:
+    """Those that an execution may take now, the oldest first; `batch` names those that are taken already."""
+    if snapshot.service.status.standby is None:
+        return ()
+    good = (each for each in _listed(snapshot, _taken(snapshot, batch)) if each.ready)
+    return tuple(_instance(each) for each in good if not _failure(snapshot, each) and not _outdated(snapshot, each))
+
+
+def take(
+    warm: tuple[StandbyInstance, ...], job: TrainingJobSpec, service: TrainingServiceSpec
+) -> tuple[tuple[StandbyInstance, ...], StandbyInstance | None]:
+    """Those that are left, and the one that the job takes; None: it starts cold."""
+    if not warm or not eligible(job, service):
+        return warm, None
+    return warm[1:], warm[0]
+
+
 def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy: int) -> StandbyPlan:
-    """What becomes of the standby instances; `batch` and `busy` are those before any is taken now."""
+    """What becomes of the standby instances beside the `busy` ones, those that `batch` gives work included."""
     possible = snapshot.standby_template or snapshot.standby_refused
     if not (possible or snapshot.standby_jobs or snapshot.service.status.standby):
         return StandbyPlan(None)  # the usual service: nothing to look through its jobs for
     old = snapshot.service.status.standby or Standby()
     taken = _taken(snapshot, batch)
-    seen = [_seen(snapshot, name) for name in old.jobs if name not in taken]
     status, kept = old, list[_Seen]()
-    for each in seen:
+    for each in _listed(snapshot, taken):
         if trouble := _failure(snapshot, each):
             status = _failed(status, trouble, snapshot.now)
         elif not _outdated(snapshot, each):
@@ -110,34 +126,22 @@ def plan_standby(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...], busy
     status, kept, look = _trimmed(snapshot, status, kept, busy)
     scaling = snapshot.service.spec.scaling
     count, needless = wanted(scaling, busy), not possible or wanted(scaling, 0) == 0
-    proven = [each for each in kept if each.ready and _age(each, snapshot.now) >= PROVEN]
+    proven = [each for each in kept if (time := _proven_at(each)) and time <= snapshot.now]
     if needless or (proven and len(proven) >= count):
         status = status.model_copy(update={"failures": 0, "next_time": None, "reason": None, "message": None})
     names = tuple(each.name for each in kept)
-    made = _new(snapshot, status, count - len(kept))
+    made = _new(snapshot, status, kept, count - len(kept))
     status = status.model_copy(update={"jobs": names + made, "number": status.number + len(made)})
     actions, refused = sorted_out(_wished(snapshot, status, taken), snapshot.refusals, snapshot.now)
     if not needless:
         refusals = [refusal for action, refusal in refused if isinstance(action, CreateStandby)]
         starting = bool(batch) or snapshot.tally.starting > 0
         status = _told(status, _troubles(snapshot, kept, refusals), kept, count, starting=starting)
-    ready = tuple(_instance(each) for each in kept if each.ready)
     times = [look, status.next_time, *(refusal.retry_at for _, refusal in refused)]
     times += [time for each in kept for time in _start_looks(snapshot, each)]
+    times += [_proven_at(each) for each in kept if status.failures]
     soon = min((time for time in times if time and time > snapshot.now), default=None)
-    return StandbyPlan(status if status != Standby() else None, ready, actions, soon)
-
-
-def take(
-    plan: StandbyPlan, job: TrainingJobSpec, service: TrainingServiceSpec
-) -> tuple[StandbyPlan, StandbyInstance | None]:
-    """The plan without the standby that the job takes, and that one; None: it starts cold."""
-    if not plan.ready or plan.status is None or not eligible(job, service):
-        return plan, None
-    first, *rest = plan.ready
-    left = tuple(name for name in plan.status.jobs if name != first.job_name)
-    status = plan.status.model_copy(update={"jobs": left})
-    return StandbyPlan(status, tuple(rest), plan.actions, plan.look_again_at), first
+    return StandbyPlan(status if status != Standby() else None, sum(each.ready for each in kept), actions, soon)
 
 
 # --- one standby ----------------------------------------------------------------------------------------------------------
@@ -148,6 +152,12 @@ def _taken(snapshot: ServiceSnapshot, batch: tuple[AdmittedJob, ...]) -> set[str
     for share in snapshot.tally.active.values():
         names.update(share.standby)
     return names
+
+
+def _listed(snapshot: ServiceSnapshot, taken: set[str]) -> list[_Seen]:
+    """Those of the service's status that no execution has taken."""
+    names = snapshot.service.status.standby.jobs if snapshot.service.status.standby else ()
+    return [_seen(snapshot, name) for name in names if name not in taken]
 
 
 def _seen(snapshot: ServiceSnapshot, name: str) -> _Seen:
@@ -168,10 +178,10 @@ def _instance(each: _Seen) -> StandbyInstance:
     )
 
 
-def _age(each: _Seen, now: datetime) -> timedelta:
-    """How long it has been warm."""
-    ready = each.pod.condition("Ready") if each.pod else None
-    return now - ready.since if ready and ready.since else timedelta()
+def _proven_at(each: _Seen) -> datetime | None:
+    """When it has been warm for long enough, if it stays so."""
+    ready = each.pod.condition("Ready") if each.pod and each.ready else None
+    return ready.since + PROVEN if ready and ready.since else None
 
 
 def _outdated(snapshot: ServiceSnapshot, each: _Seen) -> bool:
@@ -310,14 +320,15 @@ def _trimmed(
     return status.model_copy(update={"surplus_time": still}), left, idle_until if still else None
 
 
-def _new(snapshot: ServiceSnapshot, status: Standby, missing: int) -> tuple[str, ...]:
+def _new(snapshot: ServiceSnapshot, status: Standby, kept: list[_Seen], missing: int) -> tuple[str, ...]:
     """Names of those to make now."""
     service = snapshot.service
     closed = service.spec.paused or service.metadata.deletion_time is not None or not snapshot.standby_template
     if closed or (status.next_time is not None and status.next_time > snapshot.now):
         return ()
     # After a failure one at a time shows whether it is mended.
-    count = min(missing, 1 if status.failures else BATCH)
+    tried = status.failures > 0 and any(not each.ready for each in kept)
+    count = min(missing, 0 if tried else 1 if status.failures else BATCH)
     return tuple(f"{_stem(service.metadata)}-{status.number + 1 + n}" for n in range(max(0, count)))
 
 

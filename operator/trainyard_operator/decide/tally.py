@@ -19,7 +19,7 @@ from trainyard_operator.decide.jobs import (
     Order,
     is_ready,
     is_waiting,
-    next_attempt,
+    next_execution,
     open_attempts,
     queue_order,
 )
@@ -263,7 +263,7 @@ def share_of(job: JobView) -> Share:
     kept = job.metadata.deletion_time is None
     return Share(
         order=queue_order(job) if is_waiting(job) else None,
-        next=(status.run or 0, next_attempt(status)) if kept and is_ready(status) else None,
+        next=next_execution(job) if kept and is_ready(status) else None,
         waits=status.state in WAITING,
         open=tuple(Slot(uid, attempt.run, attempt.number) for attempt in attempts),
         fenced=tuple(Slot(uid, attempt.run, attempt.number) for attempt in status.attempts if attempt.fenced),

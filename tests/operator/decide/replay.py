@@ -102,7 +102,6 @@ def _moment(
             subject=subject,
             reported=facts.get("reported"),
             nodes=seen.nodes if facts.get("nodes", True) and seen.nodes else None,
-            gang=2 if recording.scenario.startswith("30") else 1,
             diagnosis=found.message if found else "",
             defaults=defaults,
         )

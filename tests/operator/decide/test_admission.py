@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from trainyard_api.trainingjob import JobState
-from trainyard_operator.decide import admission
+from trainyard_operator.decide import admission, lifecycle
 from trainyard_operator.decide.model import NodeView
 from trainyard_operator.decide.tally import Slot
 
@@ -284,6 +284,30 @@ def test_nobody_gives_way_for_nothing(spec: dict[str, object]):
     world.tick(600)
     world.settle()
     assert (world.status("a").state, len(world.status("a").attempts)) == (JobState.PREPARING, 1)
+
+
+def test_who_cannot_start_with_a_machine_that_there_is_not_gives_way_too():
+    world = World()
+    world.serve(SERVICE, scaling={"maxInstances": 1}, execution={"startTimeoutSeconds": 3600})
+    for name, resources in (("a", {"machineType": "none"}), ("b", {})):
+        world.apply(name, resources=resources)
+        world.tick()
+    world.settle()
+    assert world.status("a").reason == "NotAllowed"
+    world.tick(300)
+    world.settle()
+    assert world.status("a").attempts[0].cause == "GaveWay"
+    assert "machineType none" in (world.status("a").attempts[0].message or "")
+    assert [a.job_name for a in world.status("b").attempts] == ["b-r0-a1"]
+
+
+def test_nobody_gives_way_to_who_has_a_slot_already():
+    world = blocked(resources={"image": "reg.example/mine:1"})
+    world.serve(SERVICE, scaling={"maxInstances": 2})
+    world.reconcile_service()
+    assert batch(world) == ["b"]
+    world.tick(300)
+    assert lifecycle.decide_job(world.snapshot("a")).status.attempts[0].ending is None
 
 
 def draining(*names: str, priorities: dict[str, int] | None = None) -> World:

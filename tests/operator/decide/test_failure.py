@@ -118,8 +118,8 @@ NOT_ENDED: list[tuple[str, EndFacts]] = [
     ))),
     ("its Job is not seen yet", facts(job=None, attempt=attempt(jobUID=None))),
     ("its Job is deleted, its pod drains", facts(deleted(pod()), job=None)),
-    ("half of a gang has ended", facts(pod(1), pod(), gang=2)),
-    ("half of a gang has ended, the other is not made yet", facts(pod(1), gang=2)),
+    ("half of a gang has ended", facts(pod(1), pod(), job=job(completions=2))),
+    ("half of a gang has ended, the other is not made yet", facts(pod(1), job=job(completions=2))),
     ("the node is silent for a moment", facts(pod(), nodes={"node-0": NodeView("node-0", ready="Unknown", since=LATER)})),
     ("it is deleted on a silent node, within its grace", facts(
         deleted(pod()), nodes={"node-0": NodeView("node-0", ready="Unknown", since=LATER)}
@@ -158,7 +158,7 @@ def test_a_lost_attempt_that_had_reported_its_manifest_is_not_trained_again():
 
 def test_of_a_gang_the_pod_that_failed_by_itself_decides():
     first = replace(pod(65, said(65, "a.xml:3: no bndbox")), labels={"batch.kubernetes.io/job-completion-index": "1"})
-    end = classify_end(facts(deleted(pod(75)), first, gang=2))
+    end = classify_end(facts(deleted(pod(75)), first, job=job(completions=2)))
     assert end
     assert (end.cause, end.message) == (Cause.INVALID_DATA, "a.xml:3: no bndbox")
 
@@ -166,7 +166,7 @@ def test_of_a_gang_the_pod_that_failed_by_itself_decides():
 def test_of_a_gang_who_only_lost_another_node_does_not_decide():
     lost = Result(exit_code=1, reason=RANK_LOST, message="another process is gone").to_termination_message()
     killed = replace(pod(137), labels={"batch.kubernetes.io/job-completion-index": "1"})
-    end = classify_end(facts(pod(1, lost), killed, gang=2))
+    end = classify_end(facts(pod(1, lost), killed, job=job(completions=2)))
     assert end
     assert (end.cause, end.exit_code) == (Cause.ERROR, 137)
 

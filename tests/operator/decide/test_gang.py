@@ -95,3 +95,16 @@ def test_the_node_that_failed_first_gives_the_cause():
     world.end_pod(world.pods["cells-r0-a1-x"], 75)
     world.settle()
     assert world.status("cells").attempts[0].cause is Cause.INVALID_DATA
+
+
+def test_an_execution_has_as_many_pods_as_it_was_made_with_whatever_its_service_becomes():
+    world = World()
+    world.serve(SERVICE, execution={"startTimeoutSeconds": 60})
+    world.apply("cells")
+    world.settle()
+    world.serve(SERVICE, instance={"nodes": 2}, execution={"startTimeoutSeconds": 60})
+    run(world, "cells-r0-a1-x")
+    assert world.status("cells").attempts[0].start_time == world.now
+    world.tick(61)
+    world.settle()
+    assert world.status("cells").attempts[0].ending is None

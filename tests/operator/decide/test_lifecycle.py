@@ -22,6 +22,7 @@ from trainyard_operator.decide.model import (
     ObjectCondition,
     WriteVersionStatus,
 )
+from trainyard_operator.decide.nodes import lost_time
 
 from tests.operator.decide.world import START, World, published
 
@@ -262,6 +263,22 @@ def test_what_no_retry_mends_fails_at_once_with_the_trainer_s_words(code: int, r
     assert len(world.created) == 1
 
 
+@pytest.mark.parametrize(
+    ("limit", "code", "said"),
+    [("maxAttempts", 1, "1 of 1 attempts that count"), ("maxDisruptions", 75, "maxDisruptions allows 0")],
+)
+def test_a_limit_that_is_lowered_while_the_next_attempt_waits_holds(limit: str, code: int, said: str):
+    world = at("started")
+    world.end("cells", code)
+    world.settle()
+    assert state(world)[0] == "Rerun"
+    world.serve(SERVICE, execution={limit: {"maxAttempts": 1, "maxDisruptions": 0}[limit]})
+    world.tick(60)
+    world.settle()
+    assert state(world) == ("Failed", {1: "Error", 75: "Interrupted"}[code])
+    assert said in (world.status("cells").message or "")
+
+
 def test_a_disruption_is_not_charged():
     world = at("running")
     pod = world.live_pod("cells")
@@ -447,6 +464,14 @@ def test_nobody_is_blamed_for_silence_while_the_operator_was_away():
     assert lifecycle.decide_job(later).status.attempts[0].ending is Cause.STALLED
 
 
+def test_a_service_that_is_made_again_blames_nobody_for_its_own_absence():
+    world = at("preparing")
+    world.unserve(SERVICE)
+    world.tick(3600)
+    world.reconcile("cells")
+    assert world.status("cells").attempts[0].ending is None
+
+
 def test_a_look_is_due_no_later_than_the_next_deadline():
     world = at("running")
     due = lifecycle.decide_job(world.snapshot("cells")).look_again_at
@@ -514,6 +539,18 @@ def test_no_attempt_starts_while_a_pod_of_an_earlier_one_lives():
     assert len(world.status("cells").attempts) == 2
 
 
+def test_who_waits_for_a_pod_on_a_dead_node_looks_again_when_it_is_lost():
+    world = at("started")
+    world.delete_attempt_job(next(iter(world.attempt_jobs.values())))
+    world.lose_node()
+    world.settle()
+    pod = next(iter(world.pods.values()))
+    world.write("cells", world.status("cells").model_copy(update={"attempts": (), "state": JobState.QUEUED}))
+    plan = lifecycle.decide_job(world.snapshot("cells"))
+    assert plan.status.reason == "PreviousAttemptEnding"
+    assert plan.look_again_at == lost_time(pod, world.nodes, world.defaults, world.now)
+
+
 def test_a_queued_job_is_suspended_without_an_attempt():
     world = at("queued")
     world.apply("cells", suspend=True)
@@ -560,6 +597,22 @@ def test_abort_ends_at_once_and_for_good():
     world.apply("cells", end=None)
     world.settle()
     assert state(world)[0] == "Aborted"
+
+
+def test_a_job_whose_pod_was_gone_before_anybody_saw_it_looks_again_when_no_news_can_come():
+    world = at("preparing")
+    world.apply("cells", end="Abort")
+    world.reconcile("cells")
+    world.tick(6)
+    job = next(iter(world.attempt_jobs.values()))
+    gone = ObjectCondition("Failed", "True", "PodFailurePolicy", since=world.now)
+    world.attempt_jobs[job.metadata.name] = replace(job, conditions=(gone,))
+    world.pods.clear()
+    world.settle()
+    assert lifecycle.decide_job(world.snapshot("cells")).look_again_at == world.now + timedelta(seconds=10)
+    world.tick(10)
+    world.settle()
+    assert state(world) == ("Aborted", "Aborted")
 
 
 @pytest.mark.parametrize("name", ["queued", "stopped", "canceled", "rerun"])
@@ -621,6 +674,13 @@ def test_a_higher_rerun_starts_a_new_run(name: str):
     assert status.version == "cells-v2"
     assert world.created[-1].run.resume_from == ()
     assert state(world)[0] == "Preparing"
+
+
+def test_a_job_that_is_made_with_a_rerun_starts_as_soon_as_any_other():
+    world = World()
+    world.serve(SERVICE, scaling={"maxInstances": 2})
+    at("preparing", world, rerun=3)
+    assert [(a.run, a.job_name) for a in world.status("cells").attempts] == [(3, "cells-r3-a1")]
 
 
 def test_a_rerun_of_a_running_job_waits_for_its_end():
@@ -988,13 +1048,10 @@ def test_a_job_that_waits_for_a_queueing_engine_has_all_the_time_until_it_is_uns
     world.serve(SERVICE, queue={"kueueQueueName": "team"}, execution={"startTimeoutSeconds": 60})
     world.apply("cells")
     world.settle()
-    name = world.status("cells").attempts[0].job_name
-    world.pods.clear()  # a suspended Job has none
-    world.attempt_jobs[name] = replace(world.attempt_jobs[name], suspended=True, start_time=None)
     world.tick(3600)
     world.settle()
     assert (world.status("cells").state, len(world.status("cells").attempts)) == (JobState.PREPARING, 1)
-    world.attempt_jobs[name] = replace(world.attempt_jobs[name], suspended=False, start_time=world.now)
+    world.admit(world.status("cells").attempts[0].job_name)
     world.tick(59)
     world.settle()
     assert world.status("cells").attempts[0].ending is None

@@ -292,6 +292,16 @@ def test_a_surplus_is_kept_until_it_was_idle_for_long_enough():
     assert len(listed(world).jobs) == len(world.attempt_jobs) == 1
 
 
+def test_none_is_made_beside_the_executions_that_start_in_its_place():
+    world = World()
+    world.serve(SERVICE, scaling={"minInstances": 1, "maxInstances": 1})
+    world.apply("a")
+    plan = decide_service(world.service_snapshot(SERVICE))
+    assert plan.status.admission
+    assert [entry.name for entry in plan.status.admission.jobs] == ["a"]
+    assert plan.actions == ()
+
+
 @pytest.mark.parametrize("change", [{"paused": True}, {"scaling": {"maxInstances": 0}}])
 def test_a_closed_service_makes_none(change: dict[str, Any]):
     world = World()
@@ -483,6 +493,33 @@ def test_several_that_fail_together_are_one_failure():
     later(world, 60)
     assert (listed(world).jobs, listed(world).failures) == ((), 1)
     assert listed(world).next_time == world.now + standby.FIRST_DELAY
+
+
+def test_after_a_failure_the_next_is_made_when_the_one_before_is_warm():
+    world = warm_world(2)
+    for name in list(world.attempt_jobs):
+        world.end_pod(next(pod for pod in world.pods.values() if pod.owner_name == name), 1)
+    world.settle()
+    later(world, 11)
+    (tried,) = listed(world).jobs
+    world.warm(tried)
+    world.settle()
+    assert len(listed(world).jobs) == 2
+
+
+def test_a_service_looks_again_when_a_standby_has_proven_itself():
+    world, name = cold_world()
+    world.end_pod(next(pod for pod in world.pods.values() if pod.owner_name == name), 1)
+    world.settle()
+    later(world, 11)
+    world.warm(listed(world).jobs[0])
+    world.settle()
+    assert degraded(world)[0] == "True"
+    due = decide_service(world.service_snapshot(SERVICE)).look_again_at
+    assert due == world.now + standby.PROVEN
+    world.tick(60)
+    world.settle()
+    assert degraded(world)[0] == "False"
 
 
 def test_what_the_installation_does_not_allow_shows_on_the_service_while_a_standby_is_wanted():

@@ -3,6 +3,7 @@
 Nothing happens by itself: a test (or hypothesis) says what happens next. The rules it plays by are those of the recordings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatu
 from trainyard_api.trainingjob import Progress, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 from trainyard_operator.decide import admission, budget, lifecycle, service
+from trainyard_operator.decide.diagnosis import QUEUE_LABEL
 from trainyard_operator.decide.jobs import service_name_of
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
@@ -56,6 +58,7 @@ from trainyard_operator.decide.model import (
     Waiting,
     WriteVersionStatus,
 )
+from trainyard_operator.decide.refusals import retry_time
 from trainyard_operator.decide.tally import Tally
 
 NAMESPACE = "vision"
@@ -65,6 +68,11 @@ SPEC: dict[str, Any] = {
     "dataset": {"sources": [{"uri": "s3://vision/bccd.zip"}]},
     "output": {"uri": "s3://vision/models"},
 }
+Observed = JobView | ServiceView | BudgetView
+
+
+def unwatched(before: Observed, after: Observed) -> None:
+    """Nobody looks at the writes."""
 
 
 def job_spec(**changes: Any) -> TrainingJobSpec:
@@ -86,10 +94,16 @@ class World:
     created: list[CreateJob] = field(default_factory=list)
     refusals: tuple[Refusal, ...] = ()
     defaults: Defaults = field(default_factory=lambda: Defaults(settled_seconds=0))
+    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By uid of a Job: its pods' deadline and grace."""
     template: str = "one"
     """Digest of what standby pods are made of."""
     template_refused: str = ""
     """Why there are none."""
+    machine_types: tuple[str, ...] = ()
+    """Those that this installation has."""
+    on_write: Callable[[Observed, Observed], None] = unwatched
+    """Told of every status that the operator writes: the object as it was, and as it is now."""
     uids: int = 0
     tallies: dict[tuple[str | int, ...], tuple[Tally, list[JobView | AttemptPod]]] = field(default_factory=dict)
     """The last one, with the objects that it counts, so that their ids stay theirs."""
@@ -130,12 +144,18 @@ class World:
         made = TrainingBudgetSpec.model_validate(spec)
         self.budgets[name] = BudgetView(metadata, made, old.status if old else TrainingBudgetStatus())
 
+    def unserve(self, name: str) -> None:
+        """Delete a service in the background: garbage collection takes its standby Jobs, the executions have other owners."""
+        self._collect(self.services.pop(name).metadata.uid)
+
     def delete(self, name: str) -> None:
         """Delete a TrainingJob in the background: it is gone at once, garbage collection drains its children."""
-        job = self.jobs.pop(name)
-        for attempt_job in list(self.attempt_jobs.values()):
-            if attempt_job.owner_uid == job.metadata.uid:
-                self.delete_attempt_job(attempt_job)
+        self._collect(self.jobs.pop(name).metadata.uid)
+
+    def _collect(self, owner_uid: str) -> None:
+        for job in list(self.attempt_jobs.values()):
+            if job.owner_uid == owner_uid:
+                self.delete_attempt_job(job)
 
     # --- what the operator does -----------------------------------------------------------------------------------------
 
@@ -172,13 +192,17 @@ class World:
                 for job in self.attempt_jobs.values()
                 if LABEL_STANDBY in job.labels and job.labels.get(LABEL_SERVICE) == name
             ),
-            standby_template="" if self.template_refused else self.template,
+            standby_template="" if self.template_refused or self._has_no_standby(name) else self.template,
             standby_refused=self.template_refused,
             events=tuple(self.events),
             refusals=self.refusals,
             nodes=self.nodes,
             defaults=self.defaults,
         )
+
+    def _has_no_standby(self, name: str) -> bool:
+        spec = self.services[name].spec
+        return spec.queue.kueue_queue_name is not None or spec.instance.nodes > 1
 
     def _tally(self, service: str) -> Tally:
         """Made anew only where an object is another one than at the last look: nobody changes one."""
@@ -217,12 +241,11 @@ class World:
 
     def write(self, name: str, status: TrainingJobStatus) -> None:
         """As the API server does: through JSON and the bounds of the schema."""
-        if not self.by_json:
-            self.jobs[name] = replace(self.jobs[name], status=status)
-            return
-        read_back = TrainingJobStatus.model_validate(status.to_dict())
-        assert read_back.to_dict() == status.to_dict()
-        self.jobs[name] = replace(self.jobs[name], status=read_back)
+        if self.by_json:
+            read_back = TrainingJobStatus.model_validate(status.to_dict())
+            assert read_back.to_dict() == status.to_dict()
+            status = read_back
+        self.jobs[name] = replace(self.jobs[name], status=status)
 
     def _patch(self, observed: JobView, status: TrainingJobStatus) -> bool:
         """The loop's JSON Patch: tested on uid and revision; False when it is refused."""
@@ -234,6 +257,7 @@ class World:
             return False
         if status != observed.status:
             self.write(name, status.model_copy(update={"revision": (status.revision or 0) + 1}))
+            self.on_write(held, self.jobs[name])
         return True
 
     def reconcile_service(self, name: str = "mgmt-train-yard-nano") -> None:
@@ -243,16 +267,19 @@ class World:
         """Decide on a snapshot, which may be an old one; the write is tested on the batch's revision."""
         name = snapshot.service.metadata.name
         plan = service.decide_service(snapshot)
-        held = self.services[name].status.admission
-        seen = snapshot.service.status.admission
-        if (held.revision if held else None) != (seen.revision if seen else None):
+        held = self.services.get(name)
+        if held is None or held.metadata.uid != snapshot.service.metadata.uid:
+            return
+        batch, seen = held.status.admission, snapshot.service.status.admission
+        if (batch.revision if batch else None) != (seen.revision if seen else None):
             return
         status = plan.status
         if self.by_json:
             status = TrainingServiceStatus.model_validate(plan.status.to_dict())
             assert status.to_dict() == plan.status.to_dict()
         self.notes += [(name, note) for note in plan.events]
-        self.services[name] = replace(self.services[name], status=status)
+        self.services[name] = replace(held, status=status)
+        self.on_write(held, self.services[name])
         for action in plan.actions:
             if crash_before == 1:
                 return
@@ -301,7 +328,9 @@ class World:
         name = snapshot.budget.metadata.name
         plan = budget.decide_budget(snapshot)
         held = self.budgets.get(name)
-        if held is None or held.status.revision != snapshot.budget.status.revision:
+        if held is None or held.metadata.uid != snapshot.budget.metadata.uid:
+            return
+        if held.status.revision != snapshot.budget.status.revision:
             return
         self.notes += [(name, note) for note in plan.events]
         if plan.status != snapshot.budget.status:
@@ -309,6 +338,7 @@ class World:
             status = TrainingBudgetStatus.model_validate(new.to_dict())
             assert status.to_dict() == new.to_dict()
             self.budgets[name] = replace(held, status=status)
+            self.on_write(held, self.budgets[name])
 
     def settle(self) -> None:
         """Reconcile everything until nothing changes."""
@@ -371,6 +401,11 @@ class World:
         held = self.attempt_jobs.get(name)
         if held is not None:
             return held.owner_uid == job.metadata.uid
+        if (machine := action.instance.machine_type) and machine not in self.machine_types:
+            self._refuse(
+                "CreateJob", name, f"machineType {machine} is not in the chart's machineTypes (none is set up)"
+            )
+            return False
         self.created.append(action)
         labels = {
             LABEL_JOB: job.metadata.name,
@@ -379,29 +414,64 @@ class World:
             LABEL_RUN: str(action.attempt.run),
             LABEL_ATTEMPT: str(action.attempt.number),
         }
+        held_service = self.services.get(service_name_of(job.spec))
+        queue = held_service.spec.queue.kueue_queue_name if held_service else None
         made = AttemptJob(
-            Metadata(NAMESPACE, name, self._uid("bj"), 1, self.now), labels, job.metadata.uid, start_time=self.now
+            Metadata(NAMESPACE, name, self._uid("bj"), 1, self.now),
+            labels | ({QUEUE_LABEL: queue} if queue else {}),
+            job.metadata.uid,
+            suspended=queue is not None,
+            start_time=None if queue else self.now,
+            completions=action.instance.nodes,
         )
         self.attempt_jobs[name] = made
-        for index in range(action.instance.nodes):
-            pod_metadata = Metadata(NAMESPACE, f"{name}-x{index or ''}", self._uid("pod"), 1, self.now)
-            self.pods[pod_metadata.name] = AttemptPod(
-                pod_metadata,
-                labels | ({LABEL_COMPLETION_INDEX: str(index)} if action.instance.nodes > 1 else {}),
-                made.metadata.uid,
-                name,
-                active_deadline_seconds=action.active_deadline_seconds,
-                grace_seconds=action.execution.drain_seconds,
-            )
+        self.limits[made.metadata.uid] = action.active_deadline_seconds, action.execution.drain_seconds
+        if not made.suspended:
+            self._make_pods(made)
         return True
+
+    def _refuse(self, action: str, name: str, message: str) -> None:
+        tries = max((r.tries for r in self.refusals if (r.action, r.name) == (action, name)), default=0) + 1
+        others = tuple(r for r in self.refusals if (r.action, r.name) != (action, name))
+        self.refusals = (*others, Refusal(action, name, message, retry_time(self.now, tries), tries=tries))
 
     # --- what Kubernetes does -------------------------------------------------------------------------------------------
 
+    def _make_pods(self, job: AttemptJob) -> None:
+        deadline, grace = self.limits[job.metadata.uid]
+        for index in range(job.completions):
+            # A Job that is suspended and goes on makes pods of other names.
+            metadata = Metadata(NAMESPACE, f"{job.metadata.name}-x{index or ''}", self._uid("pod"), 1, self.now)
+            labels = {key: value for key, value in job.labels.items() if key != QUEUE_LABEL}
+            self.pods[metadata.name] = AttemptPod(
+                metadata,
+                labels | ({LABEL_COMPLETION_INDEX: str(index)} if job.completions > 1 else {}),
+                job.metadata.uid,
+                job.metadata.name,
+                active_deadline_seconds=deadline,
+                grace_seconds=grace,
+            )
+
+    def admit(self, name: str) -> None:
+        """Kueue has quota for the Job: it is unsuspended, and its pods are made."""
+        job = replace(self.attempt_jobs[name], suspended=False, start_time=self.now)
+        self.attempt_jobs[name] = job
+        self._make_pods(job)
+
+    def preempt(self, name: str) -> None:
+        """Kueue takes the quota back: the Job is suspended, its pods are deleted and not missed (29-suspend-resume)."""
+        self.attempt_jobs[name] = replace(self.attempt_jobs[name], suspended=True, start_time=None)
+        self._delete_pods(self.attempt_jobs[name])
+
     def live_pod(self, name: str) -> AttemptPod | None:
-        """The pod of the job that has not ended."""
+        """The pod of the job that has not ended; of a gang the first."""
+        return next(iter(self.live_pods(name)), None)
+
+    def live_pods(self, name: str) -> list[AttemptPod]:
+        """The pods of the job that have not ended."""
         uid = self.jobs[name].metadata.uid if name in self.jobs else None
         pods = [p for p in self.pods.values() if p.labels.get(LABEL_JOB) == name and not p.over]
-        return next((p for p in pods if uid is None or p.labels[LABEL_JOB_UID] == uid), None)
+        return [p for p in pods if uid is None or p.labels[LABEL_JOB_UID] == uid]
 
     def change(self, pod: AttemptPod, **changes: Any) -> AttemptPod:
         self.pods[pod.metadata.name] = replace(pod, **changes)
@@ -418,6 +488,9 @@ class World:
         """The trainer's container runs."""
         pod = self.live_pod(name)
         assert pod
+        self.run_pod(pod)
+
+    def run_pod(self, pod: AttemptPod) -> None:
         running = ContainerView("trainer", running=True, running_since=self.now, image_id="trainer@sha256:1")
         self.change(pod, node="node-0", phase="Running", start_time=pod.start_time or self.now, containers=(running,))
 
@@ -438,14 +511,24 @@ class World:
         changes = {"phase": phase, **changes}
         over = self.change(pod, containers=(ended,), **changes)
         job = self.attempt_jobs.get(pod.owner_name or "")
-        if job is not None and job.metadata.uid == pod.owner_uid:
-            condition = "Complete" if phase == "Succeeded" else "Failed"
-            reason = "CompletionsReached" if phase == "Succeeded" else "PodFailurePolicy"
-            self.attempt_jobs[job.metadata.name] = replace(
-                job, conditions=(ObjectCondition(condition, "True", reason, since=self.now),)
-            )
+        if job is not None and job.metadata.uid == pod.owner_uid and not job.suspended:
+            self._count(job, failed=phase == "Failed")
         if over.metadata.deletion_time is not None:
             del self.pods[pod.metadata.name]
+
+    def _count(self, job: AttemptJob, *, failed: bool) -> None:
+        """What the Job controller makes of a pod that has ended: the first one of a gang that fails ends the others
+        (30-indexed-one-fails)."""
+        failing = failed or job.condition("FailureTarget") is not None
+        if failing:
+            self._delete_pods(job)
+        live = any(not pod.over for pod in self.pods.values() if pod.owner_uid == job.metadata.uid)
+        if live and not failing:
+            return
+        word = "FailureTarget" if live else "Failed" if failing else "Complete"
+        reason = "PodFailurePolicy" if failing else "CompletionsReached"
+        condition = ObjectCondition(word, "True", reason, since=self.now)
+        self.attempt_jobs[job.metadata.name] = replace(job, conditions=(condition,))
 
     def succeed(self, name: str, **result: Any) -> None:
         """The trainer publishes and exits 0."""
@@ -464,15 +547,14 @@ class World:
 
     def kubelet(self) -> None:
         """Where the node is up: what was asked to end has ended by now, with exit code 75 (drained) or never having run."""
-        for pod in list(self.pods.values()):
-            node = self.nodes.get(pod.node or "")
-            if pod.over or node is None or node.ready != "True":
+        for name in list(self.pods):
+            pod = self.pods.get(name)
+            node = self.nodes.get(pod.node or "") if pod else None
+            if pod is None or pod.over or node is None or node.ready != "True":
                 continue
-            if pod.active_deadline_seconds == 1 and pod.trainer and pod.trainer.running:
-                self.end_pod(pod, 75, reason="Error", **{"phase": "Failed"})
-            elif pod.metadata.deletion_time is not None:
-                ran = pod.trainer is not None and pod.trainer.running
-                self.end_pod(pod, 75 if ran else 137, reason="" if ran else "ContainerStatusUnknown")
+            if pod.active_deadline_seconds == 1 or pod.metadata.deletion_time is not None:
+                code, why = (75, "Error") if pod.running else (137, "ContainerStatusUnknown")
+                self.end_pod(pod, code, reason=why, phase="Failed")
 
     def warm(self, name: str) -> AttemptPod:
         """The pod of a standby Job is warm."""
@@ -489,6 +571,11 @@ class World:
     def lose_node(self) -> None:
         """Its kubelet falls silent."""
         self.nodes["node-0"] = NodeView("node-0", ready="Unknown", since=self.now)
+
+    def _delete_pods(self, job: AttemptJob) -> None:
+        for pod in list(self.pods.values()):
+            if pod.owner_uid == job.metadata.uid and not pod.over:
+                self._delete_pod(pod, pod.grace_seconds)
 
     def _delete_pod(self, pod: AttemptPod, grace: int) -> None:
         if pod.over or pod.node is None:

@@ -78,7 +78,9 @@ def _secrets(cluster: Any, job: Object) -> list[str]:
         except APIError as error:
             if error.status not in (403, 404):
                 raise
-    return [*names, *((spec.get("resources") or {}).get("secretNames") or [])]
+    names = [*names, *((spec.get("resources") or {}).get("secretNames") or [])]
+    own = spec["dataset"].get("secretName")
+    return names or ([own] if own else [])
 
 
 def _secret(cluster: Any, name: str) -> dict[str, str]:

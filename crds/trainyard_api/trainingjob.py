@@ -53,7 +53,7 @@ class StartFrom(Model):
 class Output(Model):
     uri: StorageURI = Field(description="Where runs and versions go: <uri>/<model>/….")
     secret_name: DNSSubdomain | None = Field(
-        default=None, description="Secret with the credentials for it; default: the dataset's, else the service's."
+        default=None, description="Secret with the credentials for it; default: the service's, else the dataset's."
     )
     publish_uri: StorageURI | None = Field(
         default=None, alias="publishURI", description="A finished version is copied there under plain names."

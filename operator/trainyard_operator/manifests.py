@@ -369,7 +369,8 @@ def annotation_volume(file: str, annotation: str) -> Object:
 def _secrets(job: TrainingJobSpec, service: TrainingServiceSpec) -> Iterable[tuple[str, str]]:
     """(folder under /secrets, Secret), each folder once.
 
-    Never envFrom: the Secrets of dataset and output hold the same keys. The service's first one is the default for storage.
+    Never envFrom: the Secrets of dataset and output hold the same keys. The service's first one is the default for storage;
+    without any, the output takes the dataset's.
     """
     folders: dict[str, str] = {}
     if job.dataset.secret_name:
@@ -379,6 +380,8 @@ def _secrets(job: TrainingJobSpec, service: TrainingServiceSpec) -> Iterable[tup
     names = (*(service.secret_names or ()), *(job.resources.secret_names or ()))
     if names:
         folders["service"] = names[0]
+    elif job.dataset.secret_name:
+        folders.setdefault("output", job.dataset.secret_name)
     for name in names:
         folders.setdefault(name, name)
     return folders.items()

@@ -159,6 +159,24 @@ def test_secrets_are_files_in_folders_of_their_own_and_never_environment():
     assert all("secretKeyRef" not in json.dumps(entry) for entry in trainer(manifest)["env"])
 
 
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        ({}, {"/secrets/dataset": "data", "/secrets/output": "data"}),
+        (
+            {"secretNames": ["storage"]},
+            {"/secrets/dataset": "data", "/secrets/service": "storage", "/secrets/storage": "storage"},
+        ),
+    ],
+)
+def test_the_output_takes_the_service_s_secret_else_the_dataset_s(
+    service: dict[str, Any], expected: dict[str, str]
+) -> None:
+    job = {"dataset": {"sources": [{"uri": "s3://vision/b.zip"}], "secretName": "data"}}
+    mounted = mounts(made(job, service))
+    assert {path: v["secret"]["secretName"] for path, v in mounted.items() if "secret" in v} == expected
+
+
 def test_the_only_token_is_bound_to_the_intakes_audience():
     manifest = made()
     assert pod(manifest)["automountServiceAccountToken"] is False

@@ -174,13 +174,14 @@ def train(spec: RunSpec, *, quiet: bool) -> dict[str, Any]:
         path = Path(folder) / "run.json"
         path.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
         environment = {**os.environ, "TRAINYARD_RUN_SPEC": str(path), "TRAINYARD_SECONDS_BETWEEN_LINES": "1"}
-        # A process group of its own: Ctrl-C reaches this process only, which passes it on once, as SIGTERM.
+        # A process group of its own: Ctrl-C and SIGTERM reach this process only, which passes them on as SIGTERM.
         process = subprocess.Popen(
             [sys.executable, "-m", "trainyard_trainer"],
             env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True,
         )  # fmt: skip
         result: dict[str, Any] = {}
-        before = signal.signal(signal.SIGINT, lambda number, frame: process.send_signal(signal.SIGTERM))
+        asked = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM)) for number in asked]
         try:
             with _progress(quiet) as show:
                 for event in _events(process):
@@ -189,7 +190,8 @@ def train(spec: RunSpec, *, quiet: bool) -> dict[str, Any]:
                     show(event)
             code = process.wait()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in zip(asked, before, strict=True):
+                signal.signal(number, handler)
             if process.poll() is None:
                 process.kill()
         return {"exitCode": code, **{key: value for key, value in result.items() if key not in ("time", "event")}}

@@ -1,6 +1,7 @@
 """`trainyard run`: the same manifest without a cluster."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,22 @@ def test_a_manifest_is_trained_here_and_the_second_time_only_told(tmp_path: Path
     assert second.returncode == 0, second.stderr
     assert "shapes version 1" in second.stdout
     assert len(list(models.glob("shapes/v*"))) == 1
+
+
+@pytest.mark.training
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end_it_saves_and_leaves_no_trainer_behind(number: signal.Signals, tmp_path: Path) -> None:
+    data, manifest, models = tmp_path / "data.zip", tmp_path / "job.yaml", tmp_path / "models"
+    write_zip(data, images=30, size=(96, 64), labels=2)
+    dataset = {"sources": [{"uri": data.as_uri()}], "imageSize": 64}
+    long = job(dataset=dataset, training={"steps": 100_000, "batchSize": 4}, output={"uri": models.as_uri()})
+    manifest.write_text(yaml.safe_dump(long))
+    command = [sys.executable, "-m", "trainyard_cli.main", "run", str(manifest)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    next(line for line in process.stderr if "100000 steps" in line)
+    process.send_signal(number)
+    assert "stopped: interrupted at step" in process.stderr.read().replace("\n", " ")
+    assert process.wait() == 1
+    assert list(models.glob("shapes/runs/*/attempts/1/log.jsonl")), "the trainer has written its last lines"

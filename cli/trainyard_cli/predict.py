@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from trainyard_trainer.picture import COLOURS
 from trainyard_trainer.voc_image import EXTENSIONS, decode_shown
 from trainyard_trainer.voc_xml import Problem
 
@@ -26,7 +27,6 @@ PICTURES = tuple(sorted(EXTENSIONS))
 MOST_PIXELS = 1_000_000_000
 """Of a picture: the most that `dataset.limits.maxPixels` may be."""
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#808000")
 BAR = 22
 """Height in pixels of the version's name above each picture, where there are several."""
 Found_ = list[dict[str, Any]]
@@ -69,6 +69,7 @@ def opened(found: Found) -> Predictor:
 def run(predictors: Sequence[Predictor], wish: Wish, *, quiet: bool = False) -> list[dict[str, Any]]:
     """Draws everything into `wish.to` and returns what was found: an entry per picture, frame and version."""
     told: list[dict[str, Any]] = []
+    labels = tuple(dict.fromkeys(label for predictor in predictors for label in predictor.contract.labels))
     with ExitStack() as stack:
         annotate = stack.enter_context(review(wish.voc, predictors[0])) if wish.voc else None
         wish.to.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def run(predictors: Sequence[Predictor], wish: Wish, *, quiet: bool = False) -> 
                     {"file": str(shot.source), "version": predictor.name, "found": found}
                     | ({"frame": shot.frame} if shot.frame is not None else {})
                 )
-                panels.append(panel(shot.pixels, found, predictor.name if len(predictors) > 1 else None))
+                panels.append(panel(shot.pixels, found, labels, predictor.name if len(predictors) > 1 else None))
                 if annotate is not None and number == 0:
                     annotate(shot, found)
             sheet = side_by_side(panels)
@@ -156,16 +157,15 @@ def shots(places: Sequence[Path], every: int = 1) -> Iterator[Shot]:
                 yield Shot(unique(file.stem), file, _picture(file))
 
 
-def panel(pixels: np.ndarray, found: Found_, title: str | None) -> Image.Image:
-    """A picture with its boxes (or, of an image network, its labels), under the version's name."""
+def panel(pixels: np.ndarray, found: Found_, labels: Sequence[str], title: str | None) -> Image.Image:
+    """A picture with its boxes (or, of an image network, its labels), under the version's name. `labels` are all that have a colour."""
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 400))
     height = max(11, round(max(image.size) / 45))
     font = ImageFont.load_default(height)
-    colours: dict[str, str] = {}
     for number, one in enumerate(reversed(found)):
-        colour = colours.setdefault(one["label"], COLOURS[sum(one["label"].encode()) % len(COLOURS)])
+        colour = COLOURS[labels.index(one["label"]) % len(COLOURS)]
         x, y = 4.0, 4.0 + number * (height + 4)
         if "box" in one:
             x1, y1, x2, y2 = one["box"]

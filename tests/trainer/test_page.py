@@ -1,6 +1,7 @@
 """The report: one file that needs nothing else, whatever the data's names are, and says what was measured."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,8 @@ def test_where_an_annotation_has_no_lines_the_box_is_named() -> None:
     record = Record("0", "JPEGImages/0.jpg", "Annotations/0.json", 0, 100, 80, "0", objects=(item,))
     look = Look(Doubt.NEVER_FOUND, 0, (5, 5, 25, 25), 0.9, object=0, annotated=0)
     assert boxpage.place(record, look, ("cell",)) == "Annotations/0.json, box 5,5 to 25,25"
+    outside = replace(look, box=(-4.0, 5.0, record.width + 9.0, 25.0))
+    assert boxpage.place(record, outside, ("cell",)) == f"Annotations/0.json, box 0,5 to {record.width},25"
 
 
 def test_a_curve_of_many_steps_is_drawn_by_its_means() -> None:

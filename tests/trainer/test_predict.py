@@ -17,8 +17,9 @@ from PIL import Image
 from trainyard_api.architectures import Task
 from trainyard_api.training import Evaluation
 from trainyard_cli.errors import CLIError
-from trainyard_cli.predict import PICTURES, Wish, run
+from trainyard_cli.predict import PICTURES, Wish, panel, run
 from trainyard_trainer.export import OPSET, onnx_description
+from trainyard_trainer.picture import COLOURS as REPORT_COLOURS
 from trainyard_trainer.predictor import Predictor
 from trainyard_trainer.voc_image import EXTENSIONS
 
@@ -233,3 +234,14 @@ def test_a_label_that_cannot_name_a_list_is_refused_before_any_work(tmp_path: Pa
         run([opened(folder)], Wish((tmp_path / "pictures",), tmp_path / "drawn", voc=tmp_path / "review.zip"))
     assert not (tmp_path / "drawn").exists()
     assert not (tmp_path / "review.zip").exists()
+
+
+def test_every_label_has_the_colour_that_it_has_in_the_report() -> None:
+    """Also labels whose letters add up to the same."""
+    labels = ("ab", "ba", "c")
+    found = [
+        {"label": label, "score": 0.5, "box": [10, 20 + 50 * i, 60, 60 + 50 * i]} for i, label in enumerate(labels)
+    ]
+    picture = np.asarray(panel(np.zeros((200, 200, 3), np.uint8), found, labels, None))
+    for i, colour in enumerate(REPORT_COLOURS[:3]):
+        assert tuple(picture[40 + 50 * i, 10]) == tuple(bytes.fromhex(colour[1:]))

@@ -177,7 +177,7 @@ def test_18_pictures_that_look_alike_are_a_warning(tmp_path: Path):
     again.save(buffer, "JPEG", quality=70)
     files["JPEGImages/img_01.jpg"] = buffer.getvalue()
     (finding,) = found(prepared(files, tmp_path), "NearDuplicates")
-    assert finding.message.startswith("1 pairs of images look alike")
+    assert finding.message.startswith("1 pair of images that look alike")
     assert "JPEGImages/img_00.jpg and JPEGImages/img_01.jpg" in finding.message
     assert not found(prepared(good(20), tmp_path), "NearDuplicates")
 

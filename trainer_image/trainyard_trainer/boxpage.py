@@ -276,7 +276,8 @@ def place(record: Record, look: Look, labels: Sequence[str]) -> str:
         asked_for = [item for item in record.objects if item.label in labels]
         if line := asked_for[look.object].line:
             return f"{record.annotation}:{line}"
-    x1, y1, x2, y2 = (round(v) for v in look.box)
+    edges = (record.width, record.height, record.width, record.height)
+    x1, y1, x2, y2 = (round(min(max(v, 0), edge)) for v, edge in zip(look.box, edges, strict=True))
     return f"{record.annotation or record.image}, box {x1},{y1} to {x2},{y2}"
 
 

@@ -13,6 +13,7 @@ from trainyard_trainer.metrics import Detections, Truth
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#9a6324", "#808000")
 TILE = 400
+GAP = 6
 MOST_TILES = 12
 
 Line = tuple[str, bool | None]
@@ -31,7 +32,7 @@ def write_predictions(
 ) -> None:
     """A sheet of at most 12 images. `images` are RGB arrays of any size, `originals` the (width, height) that the boxes refer to."""
     tiles = [
-        _squared(drawn(image, original, truth, detections, labels, threshold))
+        drawn(image, original, truth, detections, labels, threshold)
         for image, original, truth, detections in zip(images, originals, truths, found, strict=True)
     ][:MOST_TILES]
     _write_sheet(path, tiles)
@@ -57,9 +58,10 @@ def write_answers(path: Path, images: Sequence[np.ndarray], lines: Sequence[Sequ
 def _write_sheet(path: Path, tiles: Sequence[Image.Image]) -> None:
     columns = min(3, len(tiles))
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * TILE, rows * TILE), "#202020")
+    width, height = TILE + GAP, max(tile.height for tile in tiles) + GAP
+    sheet = Image.new("RGB", (columns * width - GAP, rows * height - GAP), "#202020")
     for number, tile in enumerate(tiles):
-        sheet.paste(tile, (number % columns * TILE, number // columns * TILE))
+        sheet.paste(tile, (number % columns * width, number // columns * height))
     sheet.save(path)
 
 
@@ -86,7 +88,9 @@ def drawn(
         colour = COLOURS[int(found.labels[i]) % len(COLOURS)]
         x1, y1, x2, y2 = (v * scale for v in _ordered(found.boxes[i]))
         draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-        draw.text((x1 + 2, y1 + 1), f"{labels[int(found.labels[i])]} {found.scores[i]:.2f}", fill=colour, font=font)
+        text, corner = f"{labels[int(found.labels[i])]} {found.scores[i]:.2f}", (max(0, x1) + 1, max(0, y1 - 14))
+        draw.rectangle(draw.textbbox(corner, text, font=font), fill=colour)
+        draw.text(corner, text, fill="white", font=font)
     return tile
 
 

@@ -69,8 +69,11 @@ def likenesses(records: Sequence[Record], sides: Sides, pairs: Sequence[tuple[in
     side_of = {index: side for side in Side for index in sides.of(side)}
     apart = [pair for pair in pairs if side_of.get(pair[0]) != side_of.get(pair[1])]
     first, second = (apart or list(pairs))[0]
+    pictures = f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of images that look alike"
+    named = f"{records[first].image} and {records[second].image}"
     message = (
-        f"{len(pairs)} pairs of images look alike, {len(apart)} of them on different sides ({records[first].image} and"
-        f" {records[second].image}); scores on such images are too good"
+        f"{pictures}, {len(apart)} on different sides ({named}): scores on such images are too good"
+        if apart
+        else f"{pictures}, all on the same side ({named})"
     )
     return [Finding(Kind.WARNING, "NearDuplicates", message)]

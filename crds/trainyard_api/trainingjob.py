@@ -157,6 +157,7 @@ class Cause(StrEnum):
     FINISHED = "Finished"
     SCALED_DOWN = "ScaledDown"
     GAVE_WAY = "GaveWay"
+    REQUEUED = "Requeued"
 
 
 class Attempt(Model):

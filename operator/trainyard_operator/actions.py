@@ -205,7 +205,14 @@ class Actions:
     async def _create_job(self, job: JobView, service: ServiceView, action: CreateJob) -> bool:
         owner = manifests.Owner(job.metadata.name, job.metadata.namespace, job.metadata.uid)
         body = manifests.attempt_job(
-            owner, job.spec, service.metadata.name, service.spec, action, self._intake(), self._settings
+            owner,
+            job.spec,
+            service.metadata.name,
+            service.spec,
+            action,
+            self._intake(),
+            self._settings,
+            job.priority_class,
         )
         created, new = await self._cluster.create_or_adopt(JOBS, body, owner_uid=owner.uid)
         logger.info(

@@ -75,6 +75,8 @@ SECRETS = Resource("", "v1", "secrets", "Secret")
 SERVICES = Resource("", "v1", "services", "Service")
 EVENTS = Resource("events.k8s.io", "v1", "events", "Event")
 CORE_EVENTS = Resource("", "v1", "events", "Event")
+WORKLOADS = tuple(Resource("kueue.x-k8s.io", version, "workloads", "Workload") for version in ("v1beta2", "v1beta1"))
+"""Of Kueue, in the versions of its API that this operator can read, the newest first."""
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 

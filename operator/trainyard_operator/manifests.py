@@ -23,6 +23,7 @@ from trainyard_api.run import (
 from trainyard_api.trainingjob import TrainingJobSpec
 from trainyard_api.trainingservice import TrainingServiceSpec
 
+from trainyard_operator.decide.kueue import LABEL_DEMAND, LABEL_PRIORITY, LABEL_QUEUE, demand
 from trainyard_operator.decide.model import (
     LABEL_ARCHITECTURE,
     LABEL_ATTEMPT,
@@ -79,8 +80,9 @@ def attempt_job(
     create: CreateJob,
     intake: Intake,
     settings: Settings,
+    priority_class: str | None = None,
 ) -> Object:
-    """The batch/v1 Job of one attempt. Raises `ManifestError`."""
+    """The batch/v1 Job of one attempt; `priority_class` is one of Kueue's. Raises `ManifestError`."""
     run = create.run.model_copy(update={"intake": intake})
     labels = attempt_labels(owner, service_name, run)
     subdomain = run.rendezvous.host.split(".")[1] if run.rendezvous else ""
@@ -110,8 +112,9 @@ def attempt_job(
             "parallelism": create.instance.nodes,
         }
         spec["template"]["spec"]["subdomain"] = subdomain
+    labels = labels | {LABEL_DEMAND: demand(service, priority_class)}
     if queue := service.queue.kueue_queue_name:
-        labels = labels | {"kueue.x-k8s.io/queue-name": queue}
+        labels |= {LABEL_QUEUE: queue} | ({LABEL_PRIORITY: priority_class} if priority_class else {})
         spec["suspend"] = True
     return {
         "apiVersion": "batch/v1",

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from trainyard_api.resolve import resolved_instance
@@ -25,9 +25,11 @@ from trainyard_operator.cluster import (
     TRAINING_BUDGETS,
     TRAINING_JOBS,
     TRAINING_SERVICES,
+    WORKLOADS,
     Cluster,
     ClusterError,
     ForeignObjectError,
+    NotFoundError,
     Object,
     RejectedError,
     Resource,
@@ -36,7 +38,6 @@ from trainyard_operator.cluster import (
     status_operations,
 )
 from trainyard_operator.decide import admission, budget, lifecycle, parse, service
-from trainyard_operator.decide.diagnosis import workload_of
 from trainyard_operator.decide.jobs import open_attempts, service_name_of
 from trainyard_operator.decide.model import (
     LABEL_JOB,
@@ -61,6 +62,7 @@ from trainyard_operator.decide.model import (
     ServiceSnapshot,
     ServiceView,
     VersionView,
+    WorkloadView,
     name_of,
 )
 from trainyard_operator.decide.refusals import retry_time, tells, waits_for
@@ -113,7 +115,7 @@ class Reconciler:
         self._refusals: dict[Key, dict[tuple[str, str], Refusal]] = {}
         self._counted: dict[Key, float] = {}
         self._placed: dict[Key, float] = {}
-        self._standby_events: dict[Key, tuple[float, tuple[EventView, ...]]] = {}
+        self._standby_events: dict[Key, tuple[float, tuple[EventView, ...], tuple[WorkloadView, ...]]] = {}
         self._defaults = Defaults(
             service=({"secretNames": list(secrets)} if (secrets := settings.default_secret_names) else {})
             | settings.default_service,
@@ -243,6 +245,10 @@ class Reconciler:
             jobs=tuple(attempt_jobs.values()),
             pods=pods,
             events=await self._events_about(namespace, tuple(attempt_jobs.values()), pods),
+            workloads=await self._workloads_of(
+                namespace,
+                [held for attempt in open_attempts(job.status) if (held := attempt_jobs.get(attempt.job_name))],
+            ),
             nodes=self._nodes(),
             versions=self._versions_about(job),
             start_job=caches.jobs.get((namespace, start_job)) if start_job else None,
@@ -300,30 +306,48 @@ class Reconciler:
         uids += [
             view.metadata.uid
             for view in attempt_jobs
-            if view.finished is None and view.metadata.uid not in owners and _age(view.metadata, now)
+            if view.finished is None
+            and not view.suspended
+            and view.metadata.uid not in owners
+            and _age(view.metadata, now)
         ]
         views: list[EventView] = []
         for uid in uids:
             items = await self._cluster.list_all(CORE_EVENTS, namespace, fields=f"involvedObject.uid={uid}")
             views += [parse.parse_event(item) for item in items]
-        for view in attempt_jobs:
-            workload = workload_of(view, tuple(views)) if view.suspended else None
-            if workload is not None:
-                fields = f"involvedObject.kind=Workload,involvedObject.name={workload}"
-                items = await self._cluster.list_all(CORE_EVENTS, namespace, fields=fields)
-                views += sorted((parse.parse_event(item) for item in items), key=_event_time)
         return tuple(views)
+
+    async def _workloads_of(self, namespace: str, attempt_jobs: Sequence[AttemptJob]) -> tuple[WorkloadView, ...]:
+        """What Kueue says about those that are suspended; nothing where it is not installed or does not answer."""
+        found: list[WorkloadView] = []
+        now = self._cluster.clock.now()
+        for job in attempt_jobs:
+            if not job.suspended or not _age(job.metadata, now):
+                continue
+            for resource in WORKLOADS:
+                try:
+                    items = await self._cluster.list_all(
+                        resource, namespace, labels=f"kueue.x-k8s.io/job-uid={job.metadata.uid}"
+                    )
+                except NotFoundError:
+                    continue  # a version that is not served
+                except ClusterError as error:
+                    logger.info("%s/%s: its Workload cannot be read: %s", namespace, job.metadata.name, error)
+                    break
+                found += [parse.parse_workload(item) for item in items]
+                break
+        return tuple(found)
 
     async def _reconcile_service(self, key: Key) -> float | None:
         name = (key.namespace, key.name)
-        events = await self._events_about_standby(key)
+        events, workloads = await self._about_standby(key)
         entry = self._caches.services.entry(name)
         if entry is None:
             self._metrics.forget_service(*name)
             for kept in (self._counted, self._placed, self._standby_events, self._refusals):
                 kept.pop(key, None)
             return None
-        plan = service.decide_service(self._service_snapshot(key, entry.view, events))
+        plan = service.decide_service(self._service_snapshot(key, entry.view, events, workloads))
         raw = entry.status or {}
         new = plan.status.to_dict()
         operations = status_operations(raw, new, sorted(raw.keys() | new.keys()))
@@ -353,7 +377,9 @@ class Reconciler:
         looks = (self._seconds_until(plan.look_again_at), self._show_places(key, plan.misplaced))
         return min((seconds for seconds in looks if seconds is not None), default=None)
 
-    def _service_snapshot(self, key: Key, view: ServiceView, events: tuple[EventView, ...]) -> ServiceSnapshot:
+    def _service_snapshot(
+        self, key: Key, view: ServiceView, events: tuple[EventView, ...], workloads: tuple[WorkloadView, ...]
+    ) -> ServiceSnapshot:
         name, template, refused = (key.namespace, key.name), "", ""
         try:
             template = self._actions.standby_template(view)
@@ -367,20 +393,23 @@ class Reconciler:
             standby_template=template,
             standby_refused=refused,
             events=events,
+            workloads=workloads,
             refusals=tuple(self._refusals.get(key, {}).values()),
             nodes=self._nodes(),
             defaults=self._defaults,
         )
 
-    async def _events_about_standby(self, key: Key) -> tuple[EventView, ...]:
+    async def _about_standby(self, key: Key) -> tuple[tuple[EventView, ...], tuple[WorkloadView, ...]]:
+        """Events and Workloads."""
         jobs = self._caches.attempt_jobs.by("standby", (key.namespace, key.name))
-        asked, events = self._standby_events.get(key, (-math.inf, ()))
+        asked, events, workloads = self._standby_events.get(key, (-math.inf, (), ()))
         if jobs and time.monotonic() >= asked + STANDBY_EVENTS_SECONDS:
             pods = self._caches.tally((key.namespace, key.name)).standby_pods
             waiting = [pod for job in jobs if (pod := pods.get(job.metadata.uid))]
             events = await self._events_about(key.namespace, jobs, waiting)
-            self._standby_events[key] = time.monotonic(), events
-        return events
+            workloads = await self._workloads_of(key.namespace, jobs)
+            self._standby_events[key] = time.monotonic(), events, workloads
+        return events, workloads
 
     def _show_places(self, service: Key, jobs: Sequence[str]) -> float | None:
         """Let the first of a queue write their places, now and then only; seconds until that is due."""
@@ -554,10 +583,6 @@ def _is_refusal(action: Action | ServiceAction, error: ClusterError | ManifestEr
 
 def _refused(refusal: Refusal) -> Note:
     return Note("ActionRefused", refusal.message, warning=True)
-
-
-def _event_time(event: EventView) -> datetime:
-    return event.last_time or datetime.min.replace(tzinfo=UTC)
 
 
 def _age(metadata: Metadata, now: datetime) -> bool:

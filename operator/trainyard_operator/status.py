@@ -53,7 +53,8 @@ def job_conditions(
     as_asked = state in AS_ASKED or suspended
     stalled = state in (JobState.FAILED, JobState.UNSPECIFIED)
     truths: dict[str, bool] = {
-        "Admitted": state in ACTIVE or (state in TERMINAL and bool(status.attempts)),
+        "Admitted": (state in ACTIVE and status.reason != "NotAdmitted")
+        or (state in TERMINAL and bool(status.attempts)),
         "Running": state is JobState.RUNNING,
         "Succeeded": state is JobState.SUCCEEDED,
         "Failed": state is JobState.FAILED,

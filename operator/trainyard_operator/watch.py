@@ -334,7 +334,14 @@ async def _nothing(**_: Any) -> None:
 def _relevant(job: JobView) -> tuple[Any, ...]:
     """What of a TrainingJob a decision waits for: not the numbers that the intake writes every second."""
     metadata, status = job.metadata, job.status
-    return (metadata.uid, metadata.generation, metadata.deletion_time, status.revision, reported(status))
+    return (
+        metadata.uid,
+        metadata.generation,
+        metadata.deletion_time,
+        job.priority_class,
+        status.revision,
+        reported(status),
+    )
 
 
 def reported(status: TrainingJobStatus) -> tuple[Any, ...] | None:

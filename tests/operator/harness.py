@@ -233,7 +233,9 @@ class Yard:
 
     async def job(self, name: str, *attempts: Object, service: str | None = "fake", **spec: Any) -> Object:
         """A job whose attempts do what is told, on `service`."""
+        labels = spec.pop("labels", {})
         body = training_job(self.namespace, name, *attempts, service=service, **spec)
+        body["metadata"]["labels"] = labels
         return await self.api.create(TRAINING_JOBS, body)
 
     async def edit(self, name: str, **spec: Any) -> None:

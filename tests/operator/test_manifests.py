@@ -11,6 +11,7 @@ from trainyard_api.run import Intake, RunSpec
 from trainyard_api.trainingjob import Attempt, TrainingJobSpec
 from trainyard_api.trainingservice import TrainingServiceSpec
 from trainyard_operator.cluster import JOBS, Cluster
+from trainyard_operator.decide.kueue import LABEL_DEMAND
 from trainyard_operator.decide.model import CreateJob
 from trainyard_operator.manifests import ManifestError, Owner, attempt_job, escaped
 from trainyard_operator.settings import Settings
@@ -85,8 +86,10 @@ def test_disruption_wins_over_the_exit_code_and_what_is_never_retried_over_other
 def test_all_children_carry_the_labels_that_people_and_the_operator_select_by():
     manifest = made({"model": "cells"})
     labels = manifest["metadata"]["labels"]
-    assert manifest["spec"]["template"]["metadata"]["labels"] == labels
+    of_pods = manifest["spec"]["template"]["metadata"]["labels"]
+    assert labels.items() - of_pods.items() == {(LABEL_DEMAND, labels[LABEL_DEMAND])}
     assert {key.partition("/")[2]: value for key, value in labels.items() if key.startswith("trainyard.dev/")} == {
+        "demand": labels[LABEL_DEMAND],
         "job": "blood-cells",
         "job-uid": OWNER.uid,
         "service": "mgmt-train-yard-nano",

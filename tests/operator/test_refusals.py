@@ -1,14 +1,17 @@
 """What the real API server refuses to an operator shows in the job within seconds, and is taken up by itself when it may be."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from trainyard_api.run import Intake
-from trainyard_operator.cluster import CORE_EVENTS, JOBS, MODEL_VERSIONS, TRAINING_JOBS, Cluster, Object, Resource
+from trainyard_operator.cluster import JOBS, MODEL_VERSIONS, TRAINING_JOBS, WORKLOADS, Cluster, Object, Resource
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.model import AttemptJob
 from trainyard_operator.decide.model import Metadata as ViewMetadata
@@ -20,6 +23,7 @@ from trainyard_operator.reconcile import Reconciler
 from trainyard_operator.settings import Settings
 from trainyard_operator.watch import Key, Kind, Watch
 
+from devcluster import Cluster as Devcluster
 from tests.operator.harness import QUOTAS, Yard
 
 POLICIES = Resource(
@@ -29,6 +33,23 @@ BINDINGS = Resource(POLICIES.group, "v1", "validatingadmissionpolicybindings", P
 WEBHOOKS = Resource(
     POLICIES.group, "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", namespaced=False
 )
+
+# Kueue's kind, without its schema.
+OPEN = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+WORKLOAD: Object = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {
+        "name": "workloads.kueue.x-k8s.io",
+        "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/kueue"},
+    },
+    "spec": {
+        "group": "kueue.x-k8s.io",
+        "scope": "Namespaced",
+        "names": {"plural": "workloads", "singular": "workload", "kind": "Workload"},
+        "versions": [{"name": "v1beta2", "served": True, "storage": True, "schema": {"openAPIV3Schema": OPEN}}],
+    },
+}
 
 
 async def deciding(api: Cluster, namespace: str, condition: Callable[[], Any], seconds: float = 40) -> None:
@@ -198,42 +219,27 @@ async def test_a_version_made_while_its_job_was_deleted_is_not_forgotten(api: Cl
     assert (status["state"], status["reason"]) == ("Failed", "JobDeleted")
 
 
-async def test_what_kueue_says_about_a_job_that_it_holds_back_is_read(api: Cluster, namespace: str):
-    """Kueue itself does not run here: its Events are written as it writes them."""
+async def test_what_kueue_says_about_a_job_that_it_holds_back_is_read(api: Cluster, crds: Devcluster, namespace: str):
+    """Kueue itself does not run here: its kind is, without its schema, and what it wrote once."""
+    crds.kubectl("apply", "--filename", "-", stdin=json.dumps(WORKLOAD))
+    crds.kubectl("wait", "--for=condition=Established", "crd", WORKLOAD["metadata"]["name"], "--timeout=60s")
     watch = Watch(WorkQueue(), nodes=False)
     settings = Settings(watch_nodes=False)
     reconciler = Reconciler(
         api, watch, Recorder(api, "x"), Metrics(), settings, lambda: Intake(url="https://127.0.0.1:1/")
     )
+    body = json.loads((Path(__file__).parents[1] / "fixtures" / "kueue" / "quota-in-use.json").read_text())
+    uid = body["metadata"]["ownerReferences"][0]["uid"]
+    body["metadata"] = {key: body["metadata"][key] for key in ("name", "labels", "ownerReferences")}
+    body["metadata"]["namespace"] = namespace
+    await api.create(WORKLOADS[0], body)
     long_ago = datetime.now(UTC) - timedelta(minutes=1)
     labels = {"kueue.x-k8s.io/queue-name": "team-a"}
-    job = AttemptJob(ViewMetadata(namespace, "cells-r0-a1", "bj", 1, long_ago), labels, suspended=True)
-    for number, (kind, name, uid, reason, message) in enumerate(
-        (
-            ("Job", "cells-r0-a1", "bj", "CreatedWorkload", f"Created Workload: {namespace}/job-cells-1f2e3"),
-            (
-                "Workload",
-                "job-cells-1f2e3",
-                "wl",
-                "Pending",
-                "insufficient unused quota for nvidia.com/gpu, 2 more needed",
-            ),
-            ("Workload", "another", "w2", "Pending", "of somebody else"),
-        )
-    ):
-        about = {"kind": kind, "namespace": namespace, "name": name, "uid": uid}
-        await api.create(
-            CORE_EVENTS,
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": metadata(f"e{number}", namespace),
-                "involvedObject": about,
-            }
-            | {"reason": reason, "message": message, "type": "Normal", "lastTimestamp": "2026-01-01T00:00:00Z"},
-        )
-    events = await reconciler._events_about(namespace, (job,), ())
-    found = diagnose(job, (), events, Subject(namespace, "fake"))
-    assert found
-    assert "LocalQueue team-a has not admitted Job cells-r0-a1: insufficient unused quota" in found.message
-    assert f"`kubectl describe workload job-cells-1f2e3 -n {namespace}`" in found.message
+    job = AttemptJob(ViewMetadata(namespace, "cells-r0-a1", uid, 1, long_ago), labels, suspended=True)
+    other = replace(job, metadata=replace(job.metadata, uid="another"))
+    found = await reconciler._workloads_of(namespace, (job, other))
+    assert [(view.name, view.job_uid) for view in found] == [(body["metadata"]["name"], uid)]
+    said = diagnose(job, (), (), Subject(namespace, "fake"), found)
+    assert said
+    assert "LocalQueue team-a has not admitted Job cells-r0-a1: couldn't assign flavors" in said.message
+    assert await reconciler._workloads_of(namespace, (replace(job, suspended=False),)) == ()

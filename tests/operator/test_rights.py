@@ -38,6 +38,7 @@ RARE = {
     ("trainyard.dev", "trainingservices", "get"): "a service that somebody else has just made or changed",
     ("trainyard.dev", "trainingbudgets", "get"): "a budget that was changed meanwhile",
     ("trainyard.dev", "trainingjobs", "get"): "every report; a job that was changed meanwhile",
+    ("kueue.x-k8s.io", "workloads", "list"): "a Job that Kueue holds back",
     ("", "secrets", "update"): "the renewal of the intake's certificate",
 } | {
     (group, resource, "list"): "an API server that does not begin a watch with what there is (WatchList)"

@@ -9,12 +9,11 @@ import re
 from datetime import UTC, datetime
 
 from trainyard_operator.decide.denials import MAX_DETAIL, Diagnosis, diagnose_denial
-from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView
+from trainyard_operator.decide.kueue import why_suspended, workload_of
+from trainyard_operator.decide.model import AttemptJob, AttemptPod, ContainerView, EventView, WorkloadView
 from trainyard_operator.decide.scheduling import no_node_fits
 from trainyard_operator.decide.subject import Subject
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-QUEUE_REASONS = frozenset({"Pending", "Inadmissible", "Preempted", "EvictedDueToPodsReadyTimeout"})
 BLOCKED_REASONS = frozenset(
     {
         "AdmissionDenied",
@@ -45,11 +44,17 @@ BLOCKED_REASONS = frozenset(
 
 
 def diagnose(
-    job: AttemptJob | None, pods: tuple[AttemptPod, ...], events: tuple[EventView, ...], subject: Subject
+    job: AttemptJob | None,
+    pods: tuple[AttemptPod, ...],
+    events: tuple[EventView, ...],
+    subject: Subject,
+    workloads: tuple[WorkloadView, ...] = (),
 ) -> Diagnosis | None:
     """Why the attempt's trainer does not run; None when it runs, or has run, in every pod."""
     if job is None:
         return Diagnosis("Starting", "The Job is being created.", blocked=False)
+    if not pods and job.suspended:
+        return why_suspended(job, workload_of(job, workloads), subject)
     if not pods:
         return _without_pod(job, events, subject)
     found = [d for pod in sorted(pods, key=lambda pod: pod.index) if (d := _of_pod(pod, events, subject))]
@@ -60,8 +65,6 @@ def diagnose(
 
 
 def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
-    if job.suspended:
-        return _suspended(job, events, subject)
     if not (event := _latest(events, job.metadata.uid, {"FailedCreate"})):
         return Diagnosis("Starting", "The pod is being created.", blocked=False)
     detail = re.sub(r'^Error creating: (pods "[^"]*" is forbidden: )?', "", event.message)[:MAX_DETAIL]
@@ -83,34 +86,6 @@ def _without_pod(job: AttemptJob, events: tuple[EventView, ...], subject: Subjec
             f"The pod cannot be created: {detail}. Mend {subject.field('priority_class_name')}.",
         )
     return Diagnosis("FailedCreate", f"Job {job.metadata.name} cannot create its pod: {detail}")
-
-
-def _suspended(job: AttemptJob, events: tuple[EventView, ...], subject: Subject) -> Diagnosis:
-    """Kueue creates a Workload for the Job, lets it go when there is quota, and tells what is missing in the Workload's Events."""
-    name, queue = job.metadata.name, job.labels.get(QUEUE_LABEL)
-    if queue is None:
-        said = (
-            f"Job {name} is suspended by somebody: kubectl patch job {name} -n {subject.namespace} --type=merge "
-            """-p '{"spec":{"suspend":false}}' lets it go on."""
-        )
-        return Diagnosis("JobSuspended", said, blocked=False)
-    workload = workload_of(job, events)
-    told = [e for e in events if workload and e.kind == "Workload" and e.name == workload and e.reason in QUEUE_REASONS]
-    if not workload:
-        said = (
-            f"LocalQueue {queue} has not admitted Job {name}, and Kueue has not said why: does it run, and is there such a "
-            f"LocalQueue (`kubectl get localqueue {queue} -n {subject.namespace}`)?"
-        )
-        return Diagnosis("NotAdmitted", said, blocked=False)
-    look = f"`kubectl describe workload {workload} -n {subject.namespace}`"
-    why = f": {told[-1].message.rstrip('. ')[:MAX_DETAIL]}" if told else " yet"
-    return Diagnosis("NotAdmitted", f"LocalQueue {queue} has not admitted Job {name}{why}. See {look}.", blocked=False)
-
-
-def workload_of(job: AttemptJob, events: tuple[EventView, ...]) -> str | None:
-    """Name of the Workload that Kueue made for the Job, as its Event about the Job says."""
-    event = _latest(events, job.metadata.uid, {"CreatedWorkload"})
-    return event.message.rpartition("/")[2].strip() if event else None
 
 
 # --- a pod that does not run ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from trainyard_api.report import RANK_LOST, Result
 from trainyard_api.trainingjob import Attempt, AttemptResult
 
-from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, NodeView, Terminated
+from trainyard_operator.decide.model import AttemptJob, AttemptPod, Defaults, NodeView, Terminated, WorkloadView
 from trainyard_operator.decide.subject import Subject
 
 LOG_TAIL = 600
@@ -30,6 +30,8 @@ class EndFacts:
     nodes: Mapping[str, NodeView] | None = None
     diagnosis: str = ""
     """Why its pod does not start, if it does not."""
+    workload: WorkloadView | None = None
+    """What Kueue says about its Job, where that is suspended."""
     defaults: Defaults = field(default_factory=Defaults)
 
 

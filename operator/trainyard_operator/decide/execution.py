@@ -16,8 +16,9 @@ from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
-from trainyard_operator.decide.failure import late_pod_time, lost_at
+from trainyard_operator.decide.failure import is_replaced, late_pod_time, lost_at
 from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
+from trainyard_operator.decide.kueue import LABEL_DEMAND, LABEL_PRIORITY, LABEL_QUEUE, demand, workload_of
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     Action,
@@ -41,6 +42,7 @@ TRAINING_PHASES = frozenset(
 )
 DIAGNOSIS_SECONDS = 5
 """How often the events about a pod that does not start are looked at."""
+SELDOM = timedelta(seconds=60)
 QUIET = timedelta(seconds=5)
 """How long a new attempt is left to start before its way there is told step by step."""
 EXACT = timedelta(seconds=30)
@@ -64,6 +66,7 @@ def end_facts(case: Case, draft: Draft, attempt: Attempt) -> EndFacts:
         reported=progress.result if progress else None,
         nodes=case.snapshot.nodes,
         diagnosis=found.message if found else "",
+        workload=workload_of(job, case.snapshot.workloads) if job else None,
         defaults=case.snapshot.defaults,
     )
 
@@ -77,7 +80,8 @@ def diagnosis_of(case: Case, attempt: Attempt) -> Diagnosis | None:
     """Why the attempt does not run yet."""
     if case.job_of(attempt) is None and (refused := _refusal_of(case, attempt)):
         return diagnose_refusal(refused, case.subject)
-    return diagnose(case.job_of(attempt), pods_of(case, attempt), case.snapshot.events, case.subject)
+    snapshot = case.snapshot
+    return diagnose(case.job_of(attempt), pods_of(case, attempt), snapshot.events, case.subject, snapshot.workloads)
 
 
 def _refusal_of(case: Case, attempt: Attempt) -> Refusal | None:
@@ -96,7 +100,7 @@ def observe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     gang = job.completions if job else case.instance.nodes
     whole = sum(_has_run(pod) for pod in pods) >= gang
     first = min(pods, key=lambda pod: pod.index, default=None) if shown else None
-    if first is not None and (gang == 1 or first.index == 0):
+    if first is not None and (gang == 1 or first.index == 0) and not is_replaced(attempt, pods):
         pod = first  # the one that reports
         update |= {"pod_name": pod.metadata.name, "pod_uid": pod.metadata.uid, "node": pod.node or attempt.node}
         if container := pod.trainer:
@@ -176,6 +180,8 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
             f"TrainingService {case.service_name} was scaled down to {most} instance{'s' * (most != 1)} "
             "(scaling.onScaleDown Drain); the job goes on when there is room."
         )
+    if why := _withdrawn(case, attempt):
+        return Cause.REQUEUED, why
     if blocked := _gives_way(case, attempt):
         return Cause.GAVE_WAY, (
             f"Not started within {GIVE_WAY.seconds} s, and other jobs wait for its instance of TrainingService "
@@ -196,27 +202,45 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
 def start_deadline(case: Case, attempt: Attempt) -> datetime | None:
     """When the attempt has to run at the latest; None: it does, or waits for a queueing engine, or the service that knows the
     limit is gone."""
-    if attempt.start_time is not None or case.snapshot.service is None:
+    begun = _begun(case, attempt)
+    if attempt.start_time is not None or begun is None or case.snapshot.service is None:
         return None
-    job = case.job_of(attempt)
-    if job is not None and job.suspended:
-        return None
-    return _begun(case, attempt) + timedelta(seconds=case.execution.start_timeout_seconds)
+    return begun + timedelta(seconds=case.execution.start_timeout_seconds)
 
 
-def _begun(case: Case, attempt: Attempt) -> datetime:
-    """Since when it may start."""
+def _begun(case: Case, attempt: Attempt) -> datetime | None:
+    """Since when it may start; None: a queueing engine holds it back, or has just let it go and the Job controller has not said since
+    when."""
     job = case.job_of(attempt)
+    if job is not None and (job.suspended or (job.start_time is None and job.condition("Suspended"))):
+        return None
     return (job and (job.start_time or job.metadata.creation_time)) or attempt.create_time
 
 
 def _gives_way(case: Case, attempt: Attempt) -> Diagnosis | None:
     """What keeps the attempt from starting, where other jobs would start in its place: its job has asked for what they have not."""
     wanted = case.snapshot.queue.wanted and stands_apart(case.snapshot.job.spec)
-    if attempt.start_time is not None or not wanted or case.now < _begun(case, attempt) + GIVE_WAY:
+    begun = _begun(case, attempt)
+    if attempt.start_time is not None or not wanted or begun is None or case.now < begun + GIVE_WAY:
         return None
     found = diagnosis_of(case, attempt)
     return found if found is not None and found.blocked else None
+
+
+def _withdrawn(case: Case, attempt: Attempt) -> str | None:
+    """Why its place in Kueue's queue is given up: it would start what its service does not want, or not want so, any more."""
+    job, service = case.job_of(attempt), case.snapshot.service
+    if job is None or not job.suspended or attempt.start_time is not None or service is None:
+        return None
+    if service.spec.paused and LABEL_QUEUE in job.labels:
+        return f"TrainingService {case.service_name} was paused before Kueue admitted the attempt."
+    asked = job.labels.get(LABEL_DEMAND)
+    if asked is None or asked == demand(service.spec, case.snapshot.job.priority_class):
+        return None
+    return (
+        f"TrainingService {case.service_name}, or the job's label {LABEL_PRIORITY}, was changed before Kueue admitted the "
+        "attempt; the next one is queued as they are now."
+    )
 
 
 def stall_deadline(case: Case, draft: Draft, attempt: Attempt) -> datetime | None:
@@ -381,7 +405,7 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     if not _is_shown(case, attempt, pods) and any(_has_run(pod) for pod in pods):
         return draft.look_at(_settled(case, pods))
     if attempt.start_time is None and (found := diagnosis_of(case, attempt)):
-        draft = draft.look_at(case.now + timedelta(seconds=DIAGNOSIS_SECONDS))
+        draft = draft.look_at(_next_diagnosis(case, attempt))
         quiet = draft.status.reason in ("Starting", found.reason) and case.now < attempt.create_time + QUIET
         if quiet and not found.blocked:
             return draft
@@ -394,6 +418,14 @@ def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     return draft.say(
         JobState.PREPARING, "Started", f"The trainer runs on node {attempt.node} and has not reported yet."
     )
+
+
+def _next_diagnosis(case: Case, attempt: Attempt) -> datetime:
+    """Soon; the longer a queueing engine holds it back, the later: that it is let go is seen at once."""
+    job, often = case.job_of(attempt), timedelta(seconds=DIAGNOSIS_SECONDS)
+    if job is None or not job.suspended:
+        return case.now + often
+    return case.now + min(max(often, (case.now - attempt.create_time) / 10), SELDOM)
 
 
 def _describe_ending(case: Case, draft: Draft, attempt: Attempt) -> Draft:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from trainyard_api.report import ExitCode
-from trainyard_api.trainingjob import AttemptResult, Cause
+from trainyard_api.trainingjob import Attempt, AttemptResult, Cause
 
 from trainyard_operator.decide.evidence import LOG_TAIL, EndFacts, Evidence, end_time, gather
+from trainyard_operator.decide.kueue import why_taken_back
 from trainyard_operator.decide.model import AttemptPod
 from trainyard_operator.decide.nodes import is_lost, lost_time
 
@@ -77,6 +78,8 @@ def late_pod_time(facts: EndFacts) -> datetime | None:
 def _is_over(facts: EndFacts) -> bool:
     """Every pod has ended, and no further one will come."""
     job = facts.job
+    if is_replaced(facts.attempt, facts.pods):
+        return True
     if any(not pod.over for pod in facts.pods):
         return False
     if job is None:
@@ -91,6 +94,14 @@ def _is_over(facts: EndFacts) -> bool:
     if facts.pods and stopping:
         return True
     return job.suspended and facts.attempt.start_time is not None
+
+
+def is_replaced(attempt: Attempt, pods: tuple[AttemptPod, ...]) -> bool:
+    """Whether the Job has another pod than the one that ran: it was suspended and let go again, and nobody here saw it."""
+    if attempt.start_time is None or attempt.pod_uid is None:
+        return False
+    first = {pod.metadata.uid for pod in pods if pod.index == 0}
+    return bool(first) and attempt.pod_uid not in first
 
 
 def _lost(facts: EndFacts, pod: AttemptPod) -> End:
@@ -131,6 +142,17 @@ def _asked_for(e: Evidence) -> Outcome | None:
     if attempt.ending is None:
         return None
     return attempt.ending, attempt.ending_message or f"Ended by the operator: {attempt.ending}."
+
+
+def _replaced(e: Evidence) -> Outcome | None:
+    """Its pod began anew what the next attempt goes on with."""
+    if not is_replaced(e.facts.attempt, e.facts.pods):
+        return None
+    return (
+        Cause.DISRUPTED,
+        f"Pod {e.facts.attempt.pod_name} is gone, and Job {e.facts.attempt.job_name} has made another one: it was suspended "
+        "and let go again meanwhile, as Kueue does.",
+    )
 
 
 def _container_left_behind(e: Evidence) -> Outcome | None:
@@ -223,7 +245,8 @@ def _suspended(e: Evidence) -> Outcome | None:
     """A Job suspended after it ran: a queueing engine took the quota back."""
     if e.facts.job is None or not e.facts.job.suspended:
         return None
-    return Cause.DISRUPTED, f"Job {e.facts.job.metadata.name} was suspended by somebody else."
+    said = why_taken_back(e.facts.workload) or f"Job {e.facts.job.metadata.name} was suspended by somebody else."
+    return Cause.DISRUPTED, said
 
 
 def _deleted(e: Evidence) -> Outcome | None:
@@ -265,6 +288,7 @@ def _unexplained(e: Evidence) -> Outcome | None:
 RULES: tuple[Rule, ...] = (
     _completed,
     _asked_for,
+    _replaced,
     _container_left_behind,
     _disrupted,
     _over_its_disk_limit,

@@ -70,6 +70,8 @@ class JobView:
     metadata: Metadata
     spec: TrainingJobSpec
     status: TrainingJobStatus
+    priority_class: str | None = None
+    """The WorkloadPriorityClass of Kueue that its label names."""
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,25 @@ class EventView:
 
 
 @dataclass(frozen=True)
+class WorkloadView:
+    """A Workload: Kueue's request for quota for a Job."""
+
+    name: str
+    job_uid: str
+    active: bool = True
+    conditions: tuple[ObjectCondition, ...] = ()
+    pending_checks: tuple[tuple[str, str], ...] = ()
+    """Name and message of the admission checks that it has not passed."""
+
+    def condition(self, type_: str) -> ObjectCondition | None:
+        return next((c for c in self.conditions if c.type == type_), None)
+
+    def holds(self, type_: str) -> bool:
+        condition = self.condition(type_)
+        return condition is not None and condition.status == "True"
+
+
+@dataclass(frozen=True)
 class NodeView:
     name: str
     uid: str = ""
@@ -342,6 +363,8 @@ class JobSnapshot:
     """Every pod labelled with this job's name."""
     events: tuple[EventView, ...] = ()
     """Events about these Jobs and pods."""
+    workloads: tuple[WorkloadView, ...] = ()
+    """Those that Kueue made for the suspended ones of these Jobs."""
     nodes: Mapping[str, NodeView] | None = None
     """Nodes by name; None where the operator may not read them."""
     versions: tuple[VersionView, ...] = ()
@@ -374,6 +397,8 @@ class ServiceSnapshot:
     """Why this installation makes none, as a sentence without its end; the digest is empty then."""
     events: tuple[EventView, ...] = ()
     """Events about the standby Jobs and their pods."""
+    workloads: tuple[WorkloadView, ...] = ()
+    """Those that Kueue made for the suspended ones of the standby Jobs."""
     refusals: tuple[Refusal, ...] = ()
     """What the API server did not let this operator do for the service, as it last said."""
     nodes: Mapping[str, NodeView] | None = None

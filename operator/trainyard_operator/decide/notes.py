@@ -55,5 +55,5 @@ def _cause(status: TrainingJobStatus) -> tuple[str | None, frozenset[str]]:
 
 def _ended(attempt: Attempt) -> Note:
     cause = attempt.cause or Cause.ERROR
-    calm = cause in (Cause.COMPLETED, Cause.STOPPED, Cause.FINISHED, Cause.ABORTED, Cause.SCALED_DOWN)
+    calm = cause in (Cause.COMPLETED, Cause.STOPPED, Cause.FINISHED, Cause.ABORTED, Cause.SCALED_DOWN, Cause.REQUEUED)
     return Note(f"Attempt{cause.value}", f"Attempt {attempt.number} ended: {attempt.message}", warning=not calm)

@@ -14,6 +14,7 @@ from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatu
 from trainyard_api.trainingjob import TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 
+from trainyard_operator.decide.kueue import LABEL_PRIORITY
 from trainyard_operator.decide.model import (
     TRAINER_CONTAINER,
     AttemptJob,
@@ -32,6 +33,7 @@ from trainyard_operator.decide.model import (
     VersionView,
     Waiting,
     Wants,
+    WorkloadView,
 )
 
 Body = Mapping[str, Any]
@@ -57,6 +59,7 @@ def parse_job(body: Body, old: JobView | None = None) -> JobView:
         metadata,
         old.spec if old is not None and known else _shared(TrainingJobSpec, _SPECS, body["spec"]),
         TrainingJobStatus.model_validate({**status, "conditions": conditions}),
+        _labels(body).get(LABEL_PRIORITY),
     )
 
 
@@ -167,6 +170,19 @@ def parse_event(body: Body) -> EventView:
         message=(body.get("message") or body.get("note") or "").strip(),
         warning=body.get("type") == "Warning",
         last_time=parse_time(last or _part(body, "metadata").get("creationTimestamp")),
+    )
+
+
+def parse_workload(body: Body) -> WorkloadView:
+    """A Workload of Kueue, in any version of its API that has been served."""
+    status = _part(body, "status")
+    checks = [check for check in _dicts(status.get("admissionChecks")) if check.get("state") != "Ready"]
+    return WorkloadView(
+        name=_part(body, "metadata")["name"],
+        job_uid=_owner(body).get("uid") or "",
+        active=_part(body, "spec").get("active") is not False,
+        conditions=_conditions(status),
+        pending_checks=tuple((check["name"], check.get("message") or "") for check in checks),
     )
 
 

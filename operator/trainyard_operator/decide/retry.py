@@ -57,6 +57,7 @@ RETRIED: dict[Cause, Count] = {
     Cause.GAVE_WAY: Count.DISRUPTION,
     Cause.RESET: Count.FREE,
     Cause.SCALED_DOWN: Count.FREE,
+    Cause.REQUEUED: Count.FREE,
 }
 NEVER_RETRIED = frozenset(
     {Cause.TIMED_OUT, Cause.INVALID_SPEC, Cause.INVALID_DATA, Cause.STORAGE_DENIED, Cause.DISK_FULL}

@@ -212,7 +212,7 @@ def _failure(snapshot: ServiceSnapshot, each: _Seen) -> tuple[str, str] | None:
 
 
 def _diagnosis(snapshot: ServiceSnapshot, each: _Seen) -> Diagnosis | None:
-    return diagnose(each.job, (each.pod,) if each.pod else (), snapshot.events, _subject(snapshot))
+    return diagnose(each.job, (each.pod,) if each.pod else (), snapshot.events, _subject(snapshot), snapshot.workloads)
 
 
 def _subject(snapshot: ServiceSnapshot) -> Subject:

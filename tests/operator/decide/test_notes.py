@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from trainyard_api.trainingjob import JobState, TrainingJobStatus
-from trainyard_operator.decide.model import EventView, Note, ObjectCondition, Wants
+from trainyard_operator.decide.model import Note, ObjectCondition, Wants, WorkloadView
 from trainyard_operator.decide.notes import job_events
 
 from tests.operator.decide.world import World
@@ -38,12 +38,10 @@ def suspend(world: World, **labels: str) -> None:
     world.attempt_jobs[name] = replace(held, suspended=True, start_time=None, labels={**held.labels, **labels})
 
 
-def kueue_says(world: World, *messages: str) -> None:
+def kueue_says(world: World, message: str) -> None:
     (held,) = world.attempt_jobs.values()
-    made = EventView(
-        "Job", held.metadata.name, held.metadata.uid, "CreatedWorkload", "Created Workload: vision/wl", False
-    )
-    world.events = [made, *(EventView("Workload", "wl", "wl", "Pending", said) for said in messages)]
+    lacking = ObjectCondition("QuotaReserved", "False", "Pending", message)
+    world.workloads = (WorkloadView("wl", held.metadata.uid, conditions=(lacking,)),)
 
 
 def unschedulable(world: World, message: str, reason: str = "Unschedulable") -> None:

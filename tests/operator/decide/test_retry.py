@@ -56,7 +56,7 @@ def test_what_follows(
 @pytest.mark.parametrize("cause", list(Cause))
 def test_no_cause_is_retried_for_ever_without_a_deed_of_the_user(cause: Cause):
     follow = follow_up(cause, POLICY, 1000, 1000)
-    assert follow.then is not Then.RETRY or cause in (Cause.RESET, Cause.SCALED_DOWN)
+    assert follow.then is not Then.RETRY or cause in (Cause.RESET, Cause.SCALED_DOWN, Cause.REQUEUED)
 
 
 @pytest.mark.parametrize(

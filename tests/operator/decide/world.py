@@ -56,6 +56,7 @@ from trainyard_operator.decide.model import (
     Terminated,
     VersionView,
     Waiting,
+    WorkloadView,
     WriteVersionStatus,
 )
 from trainyard_operator.decide.refusals import retry_time
@@ -90,6 +91,7 @@ class World:
     pods: dict[str, AttemptPod] = field(default_factory=dict)
     nodes: dict[str, NodeView] = field(default_factory=lambda: {"node-0": NodeView("node-0")})
     events: list[EventView] = field(default_factory=list)
+    workloads: tuple[WorkloadView, ...] = ()
     notes: list[tuple[str, Note]] = field(default_factory=list)
     created: list[CreateJob] = field(default_factory=list)
     refusals: tuple[Refusal, ...] = ()
@@ -174,6 +176,7 @@ class World:
                 if pod.labels.get(LABEL_JOB) == name or pod.metadata.name in {a.pod_name for a in job.status.attempts}
             ),
             events=tuple(self.events),
+            workloads=self.workloads,
             nodes=self.nodes,
             versions=tuple(self.versions.values()),
             start_job=self.jobs.get(job.spec.start_from.job or ""),

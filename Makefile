@@ -80,6 +80,11 @@ test-quick: PARALLEL := --numprocesses auto --dist worksteal
 test-quick: setup ## no cluster, no training: under a minute
 	$(BIN)/pytest $(PARALLEL) -m "not cluster and not training"
 
+.PHONY: kueue
+kueue: setup system tools ## executions under a real Kueue, which is built once (some 15 minutes)
+	@PYTHONPATH=.:bench/operator $(BIN)/python -c "from peers import KUEUE, programs_folder; programs_folder(KUEUE)"
+	$(BIN)/pytest tests/kueue
+
 .PHONY: fuzz
 fuzz: setup ## damaged and malicious inputs, for FUZZ=600 seconds, from input SEED=100000 on
 	$(BIN)/python -m tests.fuzz.run annotation=2000 json=1000 image=1000 zip=500 spec=1000 \

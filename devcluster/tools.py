@@ -84,7 +84,7 @@ def programs_folder(tool: GoTool) -> Path:
     Two processes that ask at once build once: the second one waits. An interrupted build leaves only what Go itself
     caches, so that the next one continues it. Raises ToolsError.
     """
-    final = cache_folder() / f"{tool.name}-{digest(tool)[:16]}"
+    final = _folder(tool)
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,15 @@ def programs_folder(tool: GoTool) -> Path:
                 _build(tool, Path(partial) / "programs")
                 (Path(partial) / "programs").rename(final)
     return final
+
+
+def is_built(tool: GoTool) -> bool:
+    """Whether `programs_folder` has it at once."""
+    return _folder(tool).is_dir()
+
+
+def _folder(tool: GoTool) -> Path:
+    return cache_folder() / f"{tool.name}-{digest(tool)[:16]}"
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> dict[str, Path]:

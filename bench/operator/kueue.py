@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ground import NAMESPACE, Ground, wait_for_garbage_collector
-from peers import HOST, KUEUE, apply, configured, installation, sources
+from peers import HOST, KUEUE, Installation, apply, configured, installation, sources
 from systems import Plain
 
 from devcluster.tools import programs_folder
@@ -34,22 +34,11 @@ class Kueue(Plain):
 
     @contextmanager
     def running(self, ground: Ground) -> Iterator[dict[str, int]]:
-        config = sources(KUEUE) / "config"
-        place = installation(ground, KUEUE, "kueue-system", "kueue-controller-manager", service="kueue-webhook-service")
-        place.install(config / "default")
-        apply(ground.cluster, [place.secret("kueue-webhook-server-cert")])
-        configuration = configured(
-            config / "components/manager/controller_manager_config.yaml",
-            health={"healthProbeBindAddress": f"{HOST}:{place.health_port}"},
-            metrics={"bindAddress": "0"},
-            webhook={"host": HOST, "port": place.webhook_port, "certDir": str(place.certificates)},
-            leaderElection={"resourceNamespace": place.namespace},
-            # An aggregated API of its own, on a port and in a folder that cannot be chosen.
-            featureGates={"VisibilityOnDemand": False},
-        )
-        if rate := self.requests_per_second:
-            configuration["clientConnection"] = {"qps": rate, "burst": rate}
-        with place.controller(configuration) as pid:
+        place = installed_kueue(ground)
+        rate = self.requests_per_second
+        with place.controller(
+            configuration(place, **{"clientConnection": {"qps": rate, "burst": rate}} if rate else {})
+        ) as pid:
             apply(ground.cluster, queues())
             wait_for_garbage_collector(ground.cluster, "workloads")
             yield {"kueue": pid}
@@ -60,6 +49,30 @@ class ShippedKueue(Kueue):
 
     name = "Kueue as shipped"
     requests_per_second = None
+
+
+def installed_kueue(ground: Ground) -> Installation:
+    """A place for Kueue's controller, with all of Kueue's objects in the cluster."""
+    place = installation(ground, KUEUE, "kueue-system", "kueue-controller-manager", service="kueue-webhook-service")
+    place.install(sources(KUEUE) / "config" / "default")
+    apply(ground.cluster, [place.secret("kueue-webhook-server-cert")])
+    return place
+
+
+def configuration(place: Installation, **changes: Any) -> Object:
+    """What Kueue is shipped with, on this machine, and with `changes` over it."""
+    return configured(
+        sources(KUEUE) / "config/components/manager/controller_manager_config.yaml",
+        **{
+            "health": {"healthProbeBindAddress": f"{HOST}:{place.health_port}"},
+            "metrics": {"bindAddress": "0"},
+            "webhook": {"host": HOST, "port": place.webhook_port, "certDir": str(place.certificates)},
+            "leaderElection": {"resourceNamespace": place.namespace},
+            # An aggregated API of its own, on a port and in a folder that cannot be chosen.
+            "featureGates": {"VisibilityOnDemand": False},
+        }
+        | changes,
+    )
 
 
 def queues() -> list[Object]:

@@ -20,7 +20,12 @@ OWNER = Owner("blood-cells", "vision", "3a1b0c4e-1111-4222-8333-444455556666")
 INTAKE = Intake(url="https://intake:8443/v1/reports", ca_pem="PEM")
 
 
-def made(job: dict[str, Any] | None = None, service: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+def made(
+    job: dict[str, Any] | None = None,
+    service: dict[str, Any] | None = None,
+    priority_class: str | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     """The manifest for specs as a user writes them, over a minimal job on a service of its architecture."""
     base = {
         "architecture": "yard-nano",
@@ -40,7 +45,14 @@ def made(job: dict[str, Any] | None = None, service: dict[str, Any] | None = Non
         active_deadline_seconds=4500,
     )
     return attempt_job(
-        OWNER, job_spec, "mgmt-train-yard-nano", service_spec, create, INTAKE, Settings.model_validate(settings)
+        OWNER,
+        job_spec,
+        "mgmt-train-yard-nano",
+        service_spec,
+        create,
+        INTAKE,
+        Settings.model_validate(settings),
+        priority_class,
     )
 
 
@@ -295,6 +307,14 @@ def test_a_kueue_queue_admits_the_job_itself():
     assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
     assert manifest["spec"]["suspend"] is True
     assert "suspend" not in made()["spec"]
+
+
+def test_a_kueue_priority_is_that_of_a_job_in_a_queue():
+    queue = {"queue": {"kueueQueueName": "team"}}
+    label = "kueue.x-k8s.io/priority-class"
+    assert made(service=queue, priority_class="urgent")["metadata"]["labels"][label] == "urgent"
+    assert label not in made(service=queue)["metadata"]["labels"]
+    assert label not in made(priority_class="urgent")["metadata"]["labels"]
 
 
 def test_settings_that_no_pod_can_be_told_are_refused_with_their_size():

@@ -89,6 +89,15 @@ async def test_progress_wakes_nobody_and_a_new_phase_wakes_the_job(watch: Watch)
     assert await woken(watch, jobs, job(5, progress={"phase": "Done"}, revision=7, generation=2)) == {JOB}
 
 
+async def test_another_priority_in_kueue_wakes_the_job_and_another_label_does_not(watch: Watch):
+    jobs = watch.caches.jobs
+    seen = job(1)
+    await woken(watch, jobs, seen)
+    for version, labels, keys in ((2, {"team": "a"}, set()), (3, {"kueue.x-k8s.io/priority-class": "urgent"}, {JOB})):
+        changed = {"resourceVersion": str(version), "labels": labels}
+        assert await woken(watch, jobs, seen | {"metadata": seen["metadata"] | changed}) == keys
+
+
 async def test_late_events_take_nothing_back(watch: Watch):
     jobs = watch.caches.jobs
     await woken(watch, jobs, job(5, revision=2))

@@ -36,9 +36,8 @@ class Kueue(Plain):
     def running(self, ground: Ground) -> Iterator[dict[str, int]]:
         place = installed_kueue(ground)
         rate = self.requests_per_second
-        with place.controller(
-            configuration(place, **{"clientConnection": {"qps": rate, "burst": rate}} if rate else {})
-        ) as pid:
+        limits = {"clientConnection": {"qps": rate, "burst": rate}} if rate else {}
+        with place.controller(configuration(place, **limits)) as pid:
             apply(ground.cluster, queues())
             wait_for_garbage_collector(ground.cluster, "workloads")
             yield {"kueue": pid}

@@ -18,7 +18,14 @@ from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import is_replaced, late_pod_time, lost_at
 from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
-from trainyard_operator.decide.kueue import LABEL_DEMAND, LABEL_PRIORITY, LABEL_QUEUE, demand, workload_of
+from trainyard_operator.decide.kueue import (
+    LABEL_DEMAND,
+    LABEL_PRIORITY,
+    LABEL_QUEUE,
+    demand,
+    why_taken_back,
+    workload_of,
+)
 from trainyard_operator.decide.model import (
     LABEL_JOB,
     Action,
@@ -397,7 +404,11 @@ def _draining(case: Case, attempt: Attempt) -> AttemptPod | None:
 
 
 def _describe(case: Case, draft: Draft, attempt: Attempt) -> Draft:
-    progress = draft.status.progress
+    progress, job = draft.status.progress, case.job_of(attempt)
+    if job is not None and job.suspended and attempt.start_time is not None:
+        state = JobState.PREPARING if attempt.training_start_time is None else JobState.RUNNING
+        why = why_taken_back(job, workload_of(job, case.snapshot.workloads))
+        return draft.say(state, Cause.DISRUPTED, f"{why} It has {case.execution.drain_seconds} s to save a checkpoint.")
     if attempt.training_start_time is not None:
         where = f" on node {attempt.node}" if attempt.node else ""
         return draft.say(JobState.RUNNING, "Training", f"Attempt {attempt.number} trains{where}.")

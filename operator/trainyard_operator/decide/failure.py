@@ -243,10 +243,10 @@ def _runtime_lost_it(e: Evidence) -> Outcome | None:
 
 def _suspended(e: Evidence) -> Outcome | None:
     """A Job suspended after it ran: a queueing engine took the quota back."""
-    if e.facts.job is None or not e.facts.job.suspended:
+    job = e.facts.job
+    if job is None or not job.suspended:
         return None
-    said = why_taken_back(e.facts.workload) or f"Job {e.facts.job.metadata.name} was suspended by somebody else."
-    return Cause.DISRUPTED, said
+    return Cause.DISRUPTED, why_taken_back(job, e.facts.workload)
 
 
 def _deleted(e: Evidence) -> Outcome | None:

@@ -88,9 +88,10 @@ def _why_not_admitted(job: AttemptJob, queue: str, workload: WorkloadView, subje
     return f"{held}: {why}.{mend} See `{look}`."
 
 
-def why_taken_back(workload: WorkloadView | None) -> str | None:
-    """What Kueue says about a Job that it suspended after it had admitted it."""
-    evicted = workload.condition("Evicted") if workload else None
-    if evicted is None or evicted.status != "True":
-        return None
+def why_taken_back(job: AttemptJob, workload: WorkloadView | None) -> str:
+    """What is said about a Job that was suspended after it had run: Kueue's own sentence, if it was Kueue."""
+    if workload is None or not workload.holds("Evicted"):
+        return f"Job {job.metadata.name} was suspended by somebody else."
+    evicted = workload.condition("Evicted")
+    assert evicted
     return f"Kueue took its quota back ({evicted.reason}): {evicted.message.rstrip('. ')[:MAX_DETAIL]}."

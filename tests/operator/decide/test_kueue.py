@@ -92,10 +92,28 @@ def test_a_deactivated_workload_has_the_command_that_queues_it_again():
 
 
 def test_what_was_preempted_says_for_whom():
-    message = why_taken_back(recorded("preempted"))
-    assert message
+    job = AttemptJob(Metadata("vision", "cells-r0-a1", "bj"), suspended=True)
+    message = why_taken_back(job, recorded("preempted"))
     assert message.startswith("Kueue took its quota back (Preempted): Preempted to accommodate a workload")
-    assert why_taken_back(recorded("quota-in-use")) is None
+    assert why_taken_back(job, recorded("quota-in-use")) == "Job cells-r0-a1 was suspended by somebody else."
+
+
+def test_a_job_that_is_taken_back_says_so_while_it_drains():
+    world = World()
+    world.serve(SERVICE)
+    world.apply("cells")
+    world.settle()
+    world.run("cells")
+    world.settle()
+    name = world.status("cells").attempts[0].job_name
+    held = world.attempt_jobs[name]
+    world.attempt_jobs[name] = replace(held, suspended=True)
+    world.workloads = (replace(recorded("preempted"), job_uid=held.metadata.uid),)
+    world.reconcile("cells")
+    status = world.status("cells")
+    assert (status.reason, status.attempts[0].end_time) == ("Disrupted", None)
+    assert "Kueue took its quota back (Preempted)" in (status.message or "")
+    assert (status.message or "").endswith("It has 300 s to save a checkpoint.")
 
 
 def test_another_size_or_queue_is_another_demand_and_another_maximum_is_not():

@@ -20,6 +20,7 @@ from trainyard_api.trainingservice import OnScaleDown, TrainingServiceSpec
 from trainyard_operator.decide import budget, lifecycle, service
 from trainyard_operator.decide.execution import DIAGNOSIS_SECONDS
 from trainyard_operator.decide.jobs import READY_REASONS, WAITING, open_attempts, run_attempts
+from trainyard_operator.decide.kueue import LABEL_DEMAND, demand
 from trainyard_operator.decide.model import (
     LABEL_STANDBY,
     AttemptPod,
@@ -151,6 +152,11 @@ class Invariants:
             case Cause.SCALED_DOWN:
                 assert view
                 self._is_surplus(job, view.spec)
+            case Cause.REQUEUED:
+                assert view
+                held = self.world.attempt_jobs[attempt.job_name]
+                assert held.suspended, "Kueue has admitted it"
+                assert view.spec.paused or held.labels[LABEL_DEMAND] != demand(view.spec, job.priority_class)
             case Cause.GAVE_WAY:
                 assert self._waiting(), "gave way to nobody"
                 assert spec.resources != Resources()

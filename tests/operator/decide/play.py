@@ -13,7 +13,7 @@ from trainyard_api.execution import Resources
 from trainyard_api.report import Phase
 from trainyard_api.trainingjob import AttemptResult
 from trainyard_operator.decide import lifecycle
-from trainyard_operator.decide.diagnosis import QUEUE_LABEL
+from trainyard_operator.decide.kueue import LABEL_QUEUE
 from trainyard_operator.decide.model import (
     LABEL_STANDBY,
     AttemptJob,
@@ -153,7 +153,7 @@ class Play:
         return events
 
     def _by_kueue(self) -> list[Event]:
-        queued = [job for job in self.world.attempt_jobs.values() if QUEUE_LABEL in job.labels and not job.finished]
+        queued = [job for job in self.world.attempt_jobs.values() if LABEL_QUEUE in job.labels and not job.finished]
         events: list[Event] = [
             lambda job=job: self.world.preempt(job.metadata.name) for job in queued if not job.suspended
         ]

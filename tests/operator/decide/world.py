@@ -15,8 +15,8 @@ from trainyard_api.trainingbudget import TrainingBudgetSpec, TrainingBudgetStatu
 from trainyard_api.trainingjob import Progress, TrainingJobSpec, TrainingJobStatus
 from trainyard_api.trainingservice import TrainingServiceSpec, TrainingServiceStatus
 from trainyard_operator.decide import admission, budget, lifecycle, service
-from trainyard_operator.decide.diagnosis import QUEUE_LABEL
 from trainyard_operator.decide.jobs import service_name_of
+from trainyard_operator.decide.kueue import LABEL_DEMAND, LABEL_QUEUE, demand
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
     LABEL_COMPLETION_INDEX,
@@ -419,9 +419,10 @@ class World:
         }
         held_service = self.services.get(service_name_of(job.spec))
         queue = held_service.spec.queue.kueue_queue_name if held_service else None
+        wanted = {LABEL_DEMAND: demand(held_service.spec, job.priority_class)} if held_service else {}
         made = AttemptJob(
             Metadata(NAMESPACE, name, self._uid("bj"), 1, self.now),
-            labels | ({QUEUE_LABEL: queue} if queue else {}),
+            labels | wanted | ({LABEL_QUEUE: queue} if queue else {}),
             job.metadata.uid,
             suspended=queue is not None,
             start_time=None if queue else self.now,
@@ -445,7 +446,7 @@ class World:
         for index in range(job.completions):
             # A Job that is suspended and goes on makes pods of other names.
             metadata = Metadata(NAMESPACE, f"{job.metadata.name}-x{index or ''}", self._uid("pod"), 1, self.now)
-            labels = {key: value for key, value in job.labels.items() if key != QUEUE_LABEL}
+            labels = {key: value for key, value in job.labels.items() if key not in (LABEL_QUEUE, LABEL_DEMAND)}
             self.pods[metadata.name] = AttemptPod(
                 metadata,
                 labels | ({LABEL_COMPLETION_INDEX: str(index)} if job.completions > 1 else {}),

@@ -179,7 +179,8 @@ def decide_budget(snapshot: BudgetSnapshot) -> BudgetPlan:
         kept += [still] if still else []
         used += spent
     status = status.model_copy(update={"reservations": tuple(kept), "used_seconds": used})
-    for job in sorted(snapshot.jobs, key=queue_order):
+    # What runs comes first: it uses its time whether that is set aside or not.
+    for job in sorted(snapshot.jobs, key=lambda job: (not open_attempts(job.status), queue_order(job))):
         status = _reserved_for(budget, job, services.get(service_name_of(job.spec)), status)
     status = _rendered(budget, status, now)
     return BudgetPlan(status, _events(budget, status), period_end(budget.spec.period, now))

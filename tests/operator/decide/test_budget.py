@@ -163,6 +163,17 @@ def test_a_budget_made_while_something_runs_counts_it():
     assert minutes(made) == (2, 0, 88)
 
 
+def test_a_budget_made_while_something_runs_has_no_time_for_who_waits_before_that_is_set_aside():
+    made = world("a", minutes=90)
+    del made.budgets["team"]
+    made.apply("b", policy={"priority": 1})
+    made.reconcile_service()
+    made.limit(trainingMinutes=90)
+    made.settle()
+    assert [r.job_name for r in team(made).reservations] == ["a"]
+    assert made.status("b").reason == budget.SPENT
+
+
 def test_a_settled_attempt_is_not_counted_again_by_who_knows_less():
     """A leader wakes up with the job as it was while it ran."""
     made = world("a")

@@ -45,14 +45,18 @@ BUDGET_VALUES: Values = {
 }
 JOB_VALUES: Values = {
     "suspend": (False, True),
-    "policy.priority": (None, 0, 1, 2),
+    "policy.priority": (0, 1, 2),
     "policy.maxAttempts": (None, 1, 3),
     "policy.onReset": (None, "Fail"),
     "policy.drainSeconds": (None, 60),
-    "resources.nodes": (None, 1, 2),
-    "resources.image": (None, NO_IMAGE),
-    "resources.machineType": (None, NO_MACHINE),
-    "resources.nodeSelector": (None, NO_NODE),
+    "resources": (
+        {},
+        {"nodes": 1},
+        {"nodes": 2},
+        {"image": NO_IMAGE},
+        {"machineType": NO_MACHINE},
+        {"nodeSelector": NO_NODE},
+    ),
     "training.maxDurationSeconds": (None, 600),
 }
 """`drainSeconds` and `resources` make a job start cold; an image, a machine type and a node that there are not keep it from starting at all."""

@@ -22,7 +22,8 @@ from trainyard_operator.decide.execution import DIAGNOSIS_SECONDS
 from trainyard_operator.decide.jobs import READY_REASONS, WAITING, open_attempts, run_attempts
 from trainyard_operator.decide.kueue import LABEL_DEMAND, demand
 from trainyard_operator.decide.model import (
-    LABEL_STANDBY,
+    LABEL_JOB,
+    AttemptJob,
     AttemptPod,
     BudgetView,
     CreateHeadless,
@@ -114,10 +115,13 @@ class Invariants:
             return
         if (new.run or 0, new.attempt_count or 0) > (old.run or 0, old.attempt_count or 0) and new.attempt_count:
             self._may_open(after)
-        known = {(a.run, a.number): a.ending for a in old.attempts}
+        known = {(a.run, a.number): a for a in old.attempts}
         for attempt in new.attempts:
-            if attempt.ending is not None and known.get((attempt.run, attempt.number)) is None:
+            seen = known.get((attempt.run, attempt.number), attempt.model_copy(update={"ending": None}))
+            if attempt.ending is not None and seen.ending is None:
                 self._may_end(after, attempt, attempt.ending)
+            if attempt.end_time is not None and seen.end_time is None:
+                self._has_ended(after, attempt)
 
     def _may_open(self, job: JobView) -> None:
         """An attempt is opened for who has a slot, the time of every budget, and an attempt left."""
@@ -165,7 +169,8 @@ class Invariants:
                 assert view
                 limit = timedelta(seconds=resolved_execution(spec, view.spec).start_timeout_seconds)
                 assert attempt.create_time + limit <= now
-                assert not self._runs(job, attempt), "it runs, all of it"
+                assert not self._runs(attempt), "it runs, all of it"
+                assert not self._is_queued(attempt), "its time runs while Kueue has it wait"
             case Cause.STALLED:
                 assert view
                 limit = timedelta(seconds=resolved_execution(spec, view.spec).stall_timeout_seconds)
@@ -174,6 +179,14 @@ class Invariants:
                 assert max(attempt.start_time, heard or attempt.start_time) + limit <= now
             case _:
                 raise AssertionError(f"the operator does not end an attempt for {cause}")
+
+    def _has_ended(self, job: JobView, attempt: Attempt) -> None:
+        """Of a gang nobody is left behind, save what was given up with its node; a process that starts again keeps its pod."""
+        shared = any(other.job_uid == attempt.job_uid for other in open_attempts(job.status))
+        live = [pod for pod in self.world.pods.values() if pod.owner_uid == attempt.job_uid and not pod.over]
+        assert shared or attempt.fenced or not live, "ended before its pods"
+        asked = attempt.ending is not None or attempt.start_time is not None
+        assert asked or not self._is_queued(attempt), "ended while Kueue has it wait"
 
     def _is_surplus(self, job: JobView, spec: TrainingServiceSpec) -> None:
         """Drained only where that is asked for: the lowest priority first, of it the youngest."""
@@ -306,6 +319,8 @@ class Invariants:
                 "who is beyond maxLength, and only who is, tries again later"
             )
         attempts = [(j, a) for j in self.world.jobs.values() for a in open_attempts(j.status) if a.ending is None]
+        taken_back = [a.job_name for _, a in attempts if a.start_time is not None and self._is_queued(a)]
+        assert not taken_back, "Kueue has taken it back, and it counts as running"
         if spec.scaling.on_scale_down is OnScaleDown.DRAIN:
             assert len(attempts) <= capacity, "not drained"
         if queue and full and not spec.paused:
@@ -347,13 +362,12 @@ class Invariants:
 
     def _never_starts(self, job: JobView, attempt: Attempt) -> bool:
         """Whether it had its time, and asks for what there is not: for everybody to see on its pods, or refused."""
-        wanted, held = job.spec.resources, self.world.attempt_jobs.get(attempt.job_name)
+        wanted, (held, pods) = job.spec.resources, self._made(attempt)
         began = (held.start_time if held else None) or attempt.create_time
         if self.world.now < began + GIVE_WAY:
             return False
         if wanted.machine_type == NO_MACHINE:
             return held is None
-        pods = [pod for pod in self.world.pods.values() if held and pod.owner_uid == held.metadata.uid]
         told = any(pod.condition("PodScheduled") is None and pod.conditions for pod in pods)
         told |= any(pod.trainer is not None and pod.trainer.waiting is not None for pod in pods)
         return told and (wanted.image == NO_IMAGE or wanted.node_selector == NO_NODE)
@@ -390,7 +404,7 @@ class Invariants:
         pods = {
             Execution(slot_of(pod).job_uid, pod.owner_name or "")
             for pod in self.world.pods.values()
-            if not pod.over and LABEL_STANDBY not in pod.labels
+            if not pod.over and LABEL_JOB in pod.labels
             if orphans or not self.lost or slot_of(pod).job_uid in jobs
         }
         return (pods | set(_batch(self.world)) | set(_ledgers(self.world))) - fenced
@@ -410,10 +424,20 @@ class Invariants:
         budgets = self.world.budgets.values()
         return [each for each in budgets if each.spec.services is None or SERVICE in each.spec.services]
 
-    def _runs(self, job: JobView, attempt: Attempt) -> bool:
-        held = self.world.attempt_jobs.get(attempt.job_name)
-        pods = [pod for pod in self.world.pods.values() if held and pod.owner_uid == held.metadata.uid]
+    def _runs(self, attempt: Attempt) -> bool:
+        """Whether all of its pods do."""
+        held, pods = self._made(attempt)
         return held is not None and len(pods) == held.completions and all(pod.running for pod in pods)
+
+    def _is_queued(self, attempt: Attempt) -> bool:
+        """Whether Kueue has not admitted it, or has taken it back, and nothing of it is left."""
+        held, pods = self._made(attempt)
+        return held is not None and held.suspended and all(pod.over for pod in pods)
+
+    def _made(self, attempt: Attempt) -> tuple[AttemptJob | None, list[AttemptPod]]:
+        """Its Job and pods, if they are there."""
+        held = self.world.attempt_jobs.get(attempt.job_name)
+        return held, [pod for pod in self.world.pods.values() if held and pod.owner_uid == held.metadata.uid]
 
 
 # --- one object -------------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from tests.operator.decide.world import World, published
 
 NAMES = ("a", "b", "c")
 BUDGET = "team"
+TIMES = (1, 1, 6, 11, 11, 61, 61, 130, 301, 3601)
 EXIT_CODES = (0, 1, 64, 65, 69, 73, 74, 75, 76, 77, 78, 79, 137)
 CRASHED = AttemptResult(exit_code=1, reason="RankKilled", message="process 1 of 1 was killed by SIGSEGV")
 FRIENDLY: Configuration = {"architecture": "yard-nano", "paused": False, "execution.rerunAsProcess": False}
@@ -66,7 +67,7 @@ class Play:
     world: World = field(default_factory=lambda: World(defaults=Defaults()))
     service: Configuration = field(default_factory=dict[str, Any])
     budget: Configuration = field(default_factory=dict[str, Any])
-    jobs: tuple[Configuration, ...] = ({}, {"policy.priority": 1}, {})
+    jobs: tuple[Configuration, ...] = ({}, {}, {})
     reset: int = 0
     old: list[Knowledge] = field(default_factory=list)
     must: Invariants = field(init=False)
@@ -75,8 +76,8 @@ class Play:
         self.must = Invariants(self.world)
         self._serve()
         self._limit()
-        for name, configuration in zip(NAMES, self.jobs, strict=True):
-            self.world.apply(name, **nested(configuration))
+        for n, (name, configuration) in enumerate(zip(NAMES, self.jobs, strict=True)):
+            self.world.apply(name, **nested({"policy.priority": n % 2, **configuration}))
 
     def fork(self) -> "Play":
         """Another history with the same past."""
@@ -85,7 +86,7 @@ class Play:
         forked.must = self.must.fork(forked.world)
         return forked
 
-    def happen(self, chance: random.Random, *, settle: int = 3) -> None:
+    def happen(self, chance: random.Random, *, settle: int = 6) -> None:
         """One event of those that are possible now."""
         possible = self.possible(chance.randrange(10_000), settle=settle)
         chance.choice(possible)()
@@ -93,12 +94,16 @@ class Play:
 
     # --- everything that may happen now -----------------------------------------------------------------------------------
 
-    def possible(self, n: int, *, settle: int = 3) -> list[Event]:
+    def possible(self, n: int, *, settle: int = 6) -> list[Event]:
         """The events that are possible now, the usual ones more than once; `n` varies their details."""
         world = self.world
         events: list[Event] = [self._settle] * settle
-        events += [lambda: world.tick((1, 11, 61, 130, 301, 3601)[n % 6]), world.kubelet, self._node]
-        events += [lambda: self._edit_service(n), lambda: self._edit_budget(n)]
+        events += [lambda: world.tick(TIMES[n % len(TIMES)])] * 2 + [world.kubelet] * 2
+        if n % 3 == 0 or world.nodes["node-0"].ready != "True":
+            events.append(self._node)
+        events += [lambda: self._edit_service(n)] * 2 + [lambda: self._scale(n), lambda: self._edit_budget(n)]
+        if self._is_closed():
+            events += [self._mend] * 4
         if SERVICE in world.services:
             events.append(self._reconcile_service)
         if BUDGET in world.budgets:
@@ -118,13 +123,14 @@ class Play:
 
     def _by_user(self, name: str, n: int) -> list[Event]:
         world, spec = self.world, self.world.jobs[name].spec
-        events: list[Event] = [
-            lambda: world.apply(name, suspend=not spec.suspend),
-            lambda: self._remember(name),
-        ]
-        if n % 3 == 0:
-            events.append(lambda: world.apply(name, end=("Finish", "Abort", None)[n % 9 // 3]))
-        if n % 5 == 0:
+        events: list[Event] = []
+        if n % 3 == 0 or spec.suspend:
+            events.append(lambda: world.apply(name, suspend=not spec.suspend))
+        if n % 3 == 1:
+            events.append(lambda: self._remember(name))
+        if n % 5 == 0 or spec.end is not None:
+            events.append(lambda: world.apply(name, end=(None, "Finish", None, "Abort")[n // 5 % 4]))
+        if n % 5 == 1:
             policy = spec.policy.model_dump(mode="json", by_alias=True, exclude_unset=True)
             events.append(lambda: world.apply(name, policy=policy | {"priority": n % 4}))
         if n % 7 == 0:
@@ -140,7 +146,7 @@ class Play:
             return []
         pod = pods[n % len(pods)]
         if pod.node is None:
-            return [lambda: self._start(name, pod)] * 3
+            return [lambda: self._start(name, pod)] * 4
         if not pod.running:
             return []
         phase = (Phase.FETCHING, Phase.TRAINING, Phase.UPLOADING)[n % 3]
@@ -159,7 +165,7 @@ class Play:
         ]
         return (
             events
-            + [lambda job=job: self.world.admit(job.metadata.name) for job in queued if self._may_be_admitted(job)] * 2
+            + [lambda job=job: self.world.admit(job.metadata.name) for job in queued if self._may_be_admitted(job)] * 4
         )
 
     def _may_be_admitted(self, job: AttemptJob) -> bool:
@@ -185,6 +191,21 @@ class Play:
             return
         self.service = {**self.service, **edit(SERVICE_VALUES, n)}
         self.reset += n % 11 == 0
+        self._serve()
+
+    def _scale(self, n: int) -> None:
+        """The edit that is made most: more or fewer instances, drained or not."""
+        scaling = {"scaling.maxInstances": n % 4, "scaling.onScaleDown": ("Wait", "Drain")[n // 4 % 2]}
+        self.service = {**self.service, **scaling}
+        self._serve()
+
+    def _is_closed(self) -> bool:
+        closed = any(self.service.get(field, value) != value for field, value in FRIENDLY.items())
+        return closed or self.service.get("scaling.maxInstances") == 0 or SERVICE not in self.world.services
+
+    def _mend(self) -> None:
+        instances = self.service.get("scaling.maxInstances", 2)
+        self.service = {**self.service, **FRIENDLY, "scaling.maxInstances": max(1, instances)}
         self._serve()
 
     def _edit_budget(self, n: int) -> None:
@@ -270,10 +291,7 @@ class Play:
         """When nothing goes wrong any more every job comes to its end, and nothing is left behind."""
         world = self.world
         world.nodes["node-0"] = NodeView("node-0", since=world.now)
-        self.service = {**self.service, **FRIENDLY}
-        if self.service.get("scaling.maxInstances") == 0:
-            self.service = {**self.service, "scaling.maxInstances": 1}
-        self._serve()
+        self._mend()
         self.budget = {"trainingMinutes": 10**6}
         self._limit()
         for name in list(world.jobs):

@@ -597,7 +597,7 @@ class World:
 
     def _uid(self, kind: str) -> str:
         self.uids += 1
-        return f"{kind}-{self.uids:04d}-0000"
+        return f"{self.uids:04d}-{kind}"
 
     # --- what tests ask -------------------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ demo-down: setup ## end the demo's cluster and forget its data
 
 .PHONY: test
 test: setup system tools ## all tests, those against the real control plane included
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) --ignore tests/kueue
 
 .PHONY: test-quick
 # These wait for nothing: as many workers as cores.

@@ -247,7 +247,11 @@ class Reconciler:
             events=await self._events_about(namespace, tuple(attempt_jobs.values()), pods),
             workloads=await self._workloads_of(
                 namespace,
-                [held for attempt in open_attempts(job.status) if (held := attempt_jobs.get(attempt.job_name))],
+                [
+                    held
+                    for attempt in open_attempts(job.status)
+                    if (held := attempt_jobs.get(attempt.job_name)) and (attempt.start_time or _age(held.metadata, now))
+                ],
             ),
             nodes=self._nodes(),
             versions=self._versions_about(job),
@@ -320,9 +324,8 @@ class Reconciler:
     async def _workloads_of(self, namespace: str, attempt_jobs: Sequence[AttemptJob]) -> tuple[WorkloadView, ...]:
         """What Kueue says about those that are suspended; nothing where it is not installed or does not answer."""
         found: list[WorkloadView] = []
-        now = self._cluster.clock.now()
         for job in attempt_jobs:
-            if not job.suspended or not _age(job.metadata, now):
+            if not job.suspended:
                 continue
             for resource in WORKLOADS:
                 try:
@@ -407,7 +410,8 @@ class Reconciler:
             pods = self._caches.tally((key.namespace, key.name)).standby_pods
             waiting = [pod for job in jobs if (pod := pods.get(job.metadata.uid))]
             events = await self._events_about(key.namespace, jobs, waiting)
-            workloads = await self._workloads_of(key.namespace, jobs)
+            now = self._cluster.clock.now()
+            workloads = await self._workloads_of(key.namespace, [job for job in jobs if _age(job.metadata, now)])
             self._standby_events[key] = time.monotonic(), events, workloads
         return events, workloads
 

@@ -121,10 +121,10 @@ class Context:
             try:
                 return action()
             except Transient as error:
-                pause = backoff * random.uniform(0.75, 1.25)
-                if time.monotonic() + pause > deadline:
+                left = deadline - time.monotonic()
+                if left <= 0:
                     raise self._given_up(what, error) from error
-                self._pause(pause)
+                self._pause(min(left, backoff * random.uniform(0.75, 1.25)))
                 backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
 
     def _given_up(self, what: str, error: Transient) -> StorageUnreachable:

@@ -5,25 +5,20 @@ queue is sorted anew, a budget's books are kept a second time.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 from trainyard_api.execution import Resources
 from trainyard_api.resolve import resolved_execution
 from trainyard_api.status import Condition, ConditionStatus
-from trainyard_api.storage import attempt_job_name
 from trainyard_api.trainingbudget import Reservation
 from trainyard_api.trainingjob import Attempt, Cause, End, JobState, TrainingJobStatus
 from trainyard_api.trainingservice import OnScaleDown, TrainingServiceSpec
 from trainyard_operator.decide import budget, lifecycle, service
 from trainyard_operator.decide.execution import DIAGNOSIS_SECONDS
-from trainyard_operator.decide.jobs import READY_REASONS, WAITING, open_attempts, run_attempts
+from trainyard_operator.decide.jobs import WAITING, open_attempts, run_attempts
 from trainyard_operator.decide.kueue import LABEL_DEMAND, demand
 from trainyard_operator.decide.model import (
-    LABEL_JOB,
-    AttemptJob,
     AttemptPod,
     BudgetView,
     CreateHeadless,
@@ -37,6 +32,20 @@ from trainyard_operator.decide.retry import GIVE_WAY
 from trainyard_operator.decide.tally import Slot, Tally, slot_of
 from trainyard_operator.status import ACTIVE, AS_ASKED, TERMINAL
 
+from tests.operator.decide.census import (
+    Execution,
+    batch,
+    executions,
+    is_queued,
+    ledgers,
+    limits,
+    made_for,
+    open_slots,
+    queue,
+    reserved_slot,
+    runs,
+    without_slot,
+)
 from tests.operator.decide.configuration import NO_IMAGE, NO_MACHINE, NO_NODE, SERVICE
 from tests.operator.decide.world import Observed, World
 
@@ -53,13 +62,6 @@ DISRUPTIONS = frozenset(
 )
 """Causes that `maxDisruptions` bounds, and whose time no budget pays for."""
 HOUR = timedelta(hours=1)
-
-
-class Execution(NamedTuple):
-    """One execution, by its Job: the attempts that share a pod are one."""
-
-    uid: str
-    job_name: str
 
 
 @dataclass
@@ -132,11 +134,11 @@ class Invariants:
         assert not job.spec.suspend or job.spec.end is End.FINISH, "opened while it is suspended"
         if attempt.process > 1:
             return
-        assert Execution(job.metadata.uid, attempt.job_name) in set(_batch(self.world)), (
+        assert Execution(job.metadata.uid, attempt.job_name) in set(batch(self.world)), (
             "opened without an entry of the batch"
         )
-        for each in self._limits():
-            slots = map(_reserved_slot, each.status.reservations)
+        for each in limits(self.world):
+            slots = map(reserved_slot, each.status.reservations)
             assert Slot(job.metadata.uid, attempt.run, attempt.number) in slots, "opened without time set aside"
 
     def _may_end(self, job: JobView, attempt: Attempt, cause: Cause) -> None:
@@ -162,15 +164,15 @@ class Invariants:
                 assert held.suspended, "Kueue has admitted it"
                 assert view.spec.paused or held.labels[LABEL_DEMAND] != demand(view.spec, job.priority_class)
             case Cause.GAVE_WAY:
-                assert self._waiting(), "gave way to nobody"
+                assert without_slot(self.world), "gave way to nobody"
                 assert spec.resources != Resources()
                 assert attempt.start_time is None
             case Cause.START_TIMED_OUT:
                 assert view
                 limit = timedelta(seconds=resolved_execution(spec, view.spec).start_timeout_seconds)
                 assert attempt.create_time + limit <= now
-                assert not self._runs(attempt), "it runs, all of it"
-                assert not self._is_queued(attempt), "its time runs while Kueue has it wait"
+                assert not runs(self.world, attempt), "it runs, all of it"
+                assert not is_queued(self.world, attempt), "its time runs while Kueue has it wait"
             case Cause.STALLED:
                 assert view
                 limit = timedelta(seconds=resolved_execution(spec, view.spec).stall_timeout_seconds)
@@ -186,7 +188,7 @@ class Invariants:
         live = [pod for pod in self.world.pods.values() if pod.owner_uid == attempt.job_uid and not pod.over]
         assert shared or attempt.fenced or not live, "ended before its pods"
         asked = attempt.ending is not None or attempt.start_time is not None
-        assert asked or not self._is_queued(attempt), "ended while Kueue has it wait"
+        assert asked or not is_queued(self.world, attempt), "ended while Kueue has it wait"
 
     def _is_surplus(self, job: JobView, spec: TrainingServiceSpec) -> None:
         """Drained only where that is asked for: the lowest priority first, of it the youngest."""
@@ -197,9 +199,13 @@ class Invariants:
             for attempt in open_attempts(other.status)
             if attempt.ending is None or other is job
         ]
-        waiting = len(set(_batch(self.world)) - set(_ledgers(self.world)))
-        ending = len(self._executions()) - len(live) - waiting
-        over = len(self._executions()) - spec.scaling.max_instances * spec.scaling.concurrency - ending
+        waiting = len(set(batch(self.world)) - set(ledgers(self.world)))
+        ending = len(executions(self.world, orphans=not self.lost)) - len(live) - waiting
+        over = (
+            len(executions(self.world, orphans=not self.lost))
+            - spec.scaling.max_instances * spec.scaling.concurrency
+            - ending
+        )
         (place,) = [n for n, (_, _, uid) in enumerate(sorted(live)) if uid == job.metadata.uid]
         assert place < over, "another one should have been drained"
 
@@ -214,22 +220,22 @@ class Invariants:
             return
         assert not spec.paused, "admitted while the service is paused"
         kept = {e.uid for e in (new.admission.jobs if new.admission else ())} - {e.uid for e in entries}
-        first = [job.metadata.name for job in self._queue(kept)]
+        first = [job.metadata.name for job in queue(self.world, kept)]
         assert [entry.name for entry in entries] == first[: len(entries)], "not by priority, then age"
 
     def _budget_written(self, before: BudgetView, after: BudgetView) -> None:
         """The books are kept a second time: what is released is used, to the second, in the same write."""
         old, new = before.status, after.status
-        had = {_reserved_slot(r): r for r in old.reservations}
-        has = {_reserved_slot(r): r for r in new.reservations}
+        had = {reserved_slot(r): r for r in old.reservations}
+        has = {reserved_slot(r): r for r in new.reservations}
         assert len(has) == len(new.reservations), "set aside twice"
         spent = sum(self._spent(slot, r) for slot, r in had.items() if slot not in has)
         renewed = old.period_start is not None and new.period_start is not None and new.period_start > old.period_start
         assert new.used_seconds == spent + (0 if renewed else old.used_seconds), "what is released is not what was used"
         left = after.spec.training_minutes * 60 - new.used_seconds - sum(r.seconds for r in new.reservations)
         assert self.stale or new.remaining_minutes == max(0, left) // 60
-        late = {Slot(*each) for each in _open_slots(self.world)}
-        if not self.stale and has.keys() - had.keys() - late:
+        added = has.keys() - had.keys() - set(open_slots(self.world))
+        if not self.stale and any(has[slot].seconds for slot in added):
             assert left >= 0, "more is set aside than there is"
 
     def _spent(self, slot: Slot, reservation: Reservation) -> int:
@@ -260,7 +266,7 @@ class Invariants:
             told = pod.active_deadline_seconds == 1 and not pod.over
             assert not (told and pod.owner_name in ended), "ended before its ledger says what for"
         for each in world.budgets.values():
-            slots = set(map(_reserved_slot, each.status.reservations))
+            slots = set(map(reserved_slot, each.status.reservations))
             for job in world.jobs.values():
                 for attempt in open_attempts(job.status):
                     slot = Slot(job.metadata.uid, attempt.run, attempt.number)
@@ -274,7 +280,7 @@ class Invariants:
         scaling = view.spec.scaling if view else None
         capacity = max(self.capacity, scaling.max_instances * scaling.concurrency if scaling else 0)
         self.capacity = 0
-        taken = self._executions()
+        taken = executions(self.world, orphans=not self.lost)
         assert len(taken) <= capacity or taken <= self.taken, f"executions over capacity {capacity}: {taken}"
         self.taken = taken
 
@@ -310,23 +316,23 @@ class Invariants:
             return
         spec = view.spec
         capacity = spec.scaling.max_instances * spec.scaling.concurrency
-        queue = self._waiting()
-        full = len(self._executions(orphans=True)) >= capacity
-        assert full or spec.paused or not queue, f"a slot is free, and {queue[0].metadata.name} waits"
-        for place, job in enumerate(queue):
+        waiting = without_slot(self.world)
+        full = len(executions(self.world)) >= capacity
+        assert full or spec.paused or not waiting, f"a slot is free, and {waiting[0].metadata.name} waits"
+        for place, job in enumerate(waiting):
             beyond = spec.queue.max_length is not None and place >= spec.queue.max_length
             assert (job.status.reason == "QueueFull") == beyond, (
                 "who is beyond maxLength, and only who is, tries again later"
             )
         attempts = [(j, a) for j in self.world.jobs.values() for a in open_attempts(j.status) if a.ending is None]
-        taken_back = [a.job_name for _, a in attempts if a.start_time is not None and self._is_queued(a)]
+        taken_back = [a.job_name for _, a in attempts if a.start_time is not None and is_queued(self.world, a)]
         assert not taken_back, "Kueue has taken it back, and it counts as running"
         if spec.scaling.on_scale_down is OnScaleDown.DRAIN:
             assert len(attempts) <= capacity, "not drained"
-        if queue and full and not spec.paused:
+        if waiting and full and not spec.paused:
             for job, attempt in attempts:
                 held = attempt.start_time is None and self._never_starts(job, attempt)
-                assert not held, f"{job.metadata.name} cannot start and keeps its slot from {queue[0].metadata.name}"
+                assert not held, f"{job.metadata.name} cannot start and keeps its slot from {waiting[0].metadata.name}"
         self._budgets_are_given_back()
 
     def _nothing_is_left_to_do(self) -> None:
@@ -349,9 +355,9 @@ class Invariants:
             assert (later.status, later.actions) == (planned.status, ()), f"nobody looks at {name} when it is due"
 
     def _budgets_are_given_back(self) -> None:
-        for each in self._limits():
-            slots = set(map(_reserved_slot, each.status.reservations))
-            assert slots == set(_open_slots(self.world)), "set aside is what runs, and nothing else"
+        for each in limits(self.world):
+            slots = set(map(reserved_slot, each.status.reservations))
+            assert slots == set(open_slots(self.world)), "set aside is what runs, and nothing else"
             for job in self.world.jobs.values():
                 if job.status.reason == budget.SPENT and len(self.world.budgets) == 1:
                     execution = resolved_execution(job.spec, self.world.services[SERVICE].spec)
@@ -362,7 +368,7 @@ class Invariants:
 
     def _never_starts(self, job: JobView, attempt: Attempt) -> bool:
         """Whether it had its time, and asks for what there is not: for everybody to see on its pods, or refused."""
-        wanted, (held, pods) = job.spec.resources, self._made(attempt)
+        wanted, (held, pods) = job.spec.resources, made_for(self.world, attempt)
         began = (held.start_time if held else None) or attempt.create_time
         if self.world.now < began + GIVE_WAY:
             return False
@@ -386,58 +392,6 @@ class Invariants:
         assert again.status == plan.status, "deciding on its own result changes something"
         assert again.actions == plan.actions, "an action does not follow again from the written status"
         assert again.events == (), "an event is emitted twice"
-
-    # --- counting by hand -------------------------------------------------------------------------------------------------
-
-    def _executions(self, *, orphans: bool = False) -> set[Execution]:
-        """What has a slot: in the batch, in a ledger, or with pods that live; not what was given up with its node.
-
-        The pods of a deleted job that came back with a lost node count again; with `orphans` they are among them.
-        """
-        jobs = {job.metadata.uid: job for job in self.world.jobs.values()}
-        fenced = {
-            Execution(uid, attempt.job_name)
-            for uid, job in jobs.items()
-            for attempt in job.status.attempts
-            if attempt.fenced
-        }
-        pods = {
-            Execution(slot_of(pod).job_uid, pod.owner_name or "")
-            for pod in self.world.pods.values()
-            if not pod.over and LABEL_JOB in pod.labels
-            if orphans or not self.lost or slot_of(pod).job_uid in jobs
-        }
-        return (pods | set(_batch(self.world)) | set(_ledgers(self.world))) - fenced
-
-    def _queue(self, held: Collection[str]) -> list[JobView]:
-        """Those to whom nothing but a slot is missing, the first one first; without those whose entry the batch has held."""
-        waiting = [job for job in self.world.jobs.values() if _can_start(job) and job.metadata.uid not in held]
-        waiting.sort(key=lambda job: (job.metadata.creation_time or datetime.max, job.metadata.name))
-        return sorted(waiting, key=lambda job: job.spec.policy.priority or 0, reverse=True)
-
-    def _waiting(self) -> list[JobView]:
-        """Those who have no slot yet."""
-        return self._queue({each.uid for each in _batch(self.world)})
-
-    def _limits(self) -> list[BudgetView]:
-        """The budgets of the service."""
-        budgets = self.world.budgets.values()
-        return [each for each in budgets if each.spec.services is None or SERVICE in each.spec.services]
-
-    def _runs(self, attempt: Attempt) -> bool:
-        """Whether all of its pods do."""
-        held, pods = self._made(attempt)
-        return held is not None and len(pods) == held.completions and all(pod.running for pod in pods)
-
-    def _is_queued(self, attempt: Attempt) -> bool:
-        """Whether Kueue has not admitted it, or has taken it back, and nothing of it is left."""
-        held, pods = self._made(attempt)
-        return held is not None and held.suspended and all(pod.over for pod in pods)
-
-    def _made(self, attempt: Attempt) -> tuple[AttemptJob | None, list[AttemptPod]]:
-        """Its Job and pods, if they are there."""
-        held = self.world.attempt_jobs.get(attempt.job_name)
-        return held, [pod for pod in self.world.pods.values() if held and pod.owner_uid == held.metadata.uid]
 
 
 # --- one object -------------------------------------------------------------------------------------------------------------
@@ -480,39 +434,6 @@ def _is_counted(status: TrainingJobStatus) -> None:
 
 def _truths(conditions: tuple[Condition, ...]) -> dict[str, bool]:
     return {condition.type: condition.status is ConditionStatus.TRUE for condition in conditions}
-
-
-def _can_start(job: JobView) -> bool:
-    """As its written status says, and as its spec is now."""
-    status, spec = job.status, job.spec
-    if status.revision is None:
-        return not spec.suspend and spec.end is None
-    seen = status.observed_generation == job.metadata.generation
-    return seen and status.state in WAITING and status.reason in READY_REASONS
-
-
-def _batch(world: World) -> Iterator[Execution]:
-    view = world.services.get(SERVICE)
-    batch = view.status.admission if view else None
-    for entry in batch.jobs if batch else ():
-        name = entry.standby.job_name if entry.standby else attempt_job_name(entry.name, entry.run, entry.attempt)
-        yield Execution(entry.uid, name)
-
-
-def _ledgers(world: World) -> Iterator[Execution]:
-    for job in world.jobs.values():
-        for attempt in open_attempts(job.status):
-            yield Execution(job.metadata.uid, attempt.job_name)
-
-
-def _open_slots(world: World) -> Iterator[Slot]:
-    for job in world.jobs.values():
-        for attempt in open_attempts(job.status):
-            yield Slot(job.metadata.uid, attempt.run, attempt.number)
-
-
-def _reserved_slot(reservation: Reservation) -> Slot:
-    return Slot(reservation.job_uid, reservation.run, reservation.attempt)
 
 
 def _just_before(due: datetime | None, now: datetime) -> datetime:

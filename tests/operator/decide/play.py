@@ -186,7 +186,7 @@ class Play:
         self.world.limit(BUDGET, **budget_spec(self.budget))
 
     def _edit_service(self, n: int) -> None:
-        if n % 31 == 0 and SERVICE in self.world.services:
+        if n % 13 == 0 and SERVICE in self.world.services:
             self.world.unserve(SERVICE)
             return
         self.service = {**self.service, **edit(SERVICE_VALUES, n)}

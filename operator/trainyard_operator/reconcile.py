@@ -359,7 +359,9 @@ class Reconciler:
             return wait
         if operations:
             self._counted[key] = time.monotonic()
-            tests: dict[str, Any] = {"/metadata/uid": entry.uid}
+            # Nobody is let in by limits that were changed meanwhile.
+            generation = entry.view.metadata.generation
+            tests: dict[str, Any] = {"/metadata/uid": entry.uid, "/metadata/generation": generation}
             if raw.get("admission") is None:
                 tests["/status/admission"] = None
             else:

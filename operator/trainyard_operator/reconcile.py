@@ -359,9 +359,7 @@ class Reconciler:
             return wait
         if operations:
             self._counted[key] = time.monotonic()
-            # Nobody is let in by limits that were changed meanwhile.
-            generation = entry.view.metadata.generation
-            tests: dict[str, Any] = {"/metadata/uid": entry.uid, "/metadata/generation": generation}
+            tests = _as_it_is_wanted(entry.view.metadata)
             if raw.get("admission") is None:
                 tests["/status/admission"] = None
             else:
@@ -440,9 +438,7 @@ class Reconciler:
         if operations:
             revision = raw.get("revision")
             operations.append({"op": "add", "path": "/status/revision", "value": (revision or 0) + 1})
-            # Of a budget that was lowered meanwhile nothing more is given away.
-            generation = entry.view.metadata.generation
-            tests = {"/metadata/uid": entry.uid, "/metadata/generation": generation, "/status/revision": revision}
+            tests = _as_it_is_wanted(entry.view.metadata) | {"/status/revision": revision}
             if not await self._write(TRAINING_BUDGETS, key, tests, operations, entry.view.metadata):
                 return STALE_SECONDS
         self._emit(TRAINING_BUDGETS, entry.view.metadata, plan.events)
@@ -589,6 +585,11 @@ def _is_refusal(action: Action | ServiceAction, error: ClusterError | ManifestEr
 
 def _refused(refusal: Refusal) -> Note:
     return Note("ActionRefused", refusal.message, warning=True)
+
+
+def _as_it_is_wanted(metadata: Metadata) -> dict[str, Any]:
+    """Tests of a write that gives something away: by limits that a user has changed meanwhile nobody gets anything."""
+    return {"/metadata/uid": metadata.uid, "/metadata/generation": metadata.generation}
 
 
 def _age(metadata: Metadata, now: datetime) -> bool:

@@ -29,11 +29,15 @@ class Version:
 
     def file(self, name: str) -> Mapping[str, Any]:
         """The entry of a file. Raises BadSpec with what there is."""
-        files = self.manifest["files"]
-        for entry in files:
-            if entry["name"] == name:
-                return entry
-        raise BadSpec(f"{self.name} has no {name}; it has {', '.join(entry['name'] for entry in files)}.")
+        entry = self.find(name)
+        if entry is None:
+            there = ", ".join(entry["name"] for entry in self.manifest["files"])
+            raise BadSpec(f"{self.name} has no {name}; it has {there}.")
+        return entry
+
+    def find(self, name: str) -> Mapping[str, Any] | None:
+        """The entry of a file that not every version has."""
+        return next((entry for entry in self.manifest["files"] if entry["name"] == name), None)
 
 
 def open_version(storage: Storage, uri: str) -> Version:

@@ -45,9 +45,8 @@ def parent_of(spec: RunSpec, storage: Storage) -> Parent | None:
     architecture = version.manifest.get("architecture")
     if architecture != spec.architecture:
         raise BadSpec(f"{uri} is a {architecture}, this job trains {spec.architecture}; name a version of the same.")
-    named = {file["name"]: file["path"] for file in version.manifest["files"]}
-    recorded = named.get("dataset.json")
-    return Parent(version, storage.get_bytes(version.folder + recorded) if recorded else None)
+    recorded = version.find("dataset.json")
+    return Parent(version, storage.get_bytes(version.folder + recorded["path"]) if recorded else None)
 
 
 def published_before(spec: RunSpec, storage: Storage) -> Result | None:

@@ -50,6 +50,7 @@ TRAINING_PHASES = frozenset(
 DIAGNOSIS_SECONDS = 5
 """How often the events about a pod that does not start are looked at."""
 SELDOM = timedelta(seconds=60)
+"""How often at least, while a queueing engine holds it back."""
 QUIET = timedelta(seconds=5)
 """How long a new attempt is left to start before its way there is told step by step."""
 EXACT = timedelta(seconds=30)

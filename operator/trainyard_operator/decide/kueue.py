@@ -67,10 +67,10 @@ def _why_not_admitted(job: AttemptJob, queue: str, workload: WorkloadView, subje
             f"{held}: its Workload is deactivated; `kubectl patch workload {workload.name} -n {subject.namespace} {patch}` "
             "queues it again."
         )
-    if workload.holds("QuotaReserved"):
+    if workload.condition("QuotaReserved"):
         checks = "; ".join(f"{name}{said and ': '}{said.rstrip('. ')}" for name, said in workload.pending_checks)
         return f"{held} yet: its quota is reserved, and admission checks are pending ({checks}). See `{look}`."
-    condition = workload.condition("QuotaReserved")
+    condition = next((c for c in workload.conditions if c.type == "QuotaReserved"), None)
     if condition is None:
         return f"{held} yet. See `{look}`."
     why, mend = condition.message.rstrip(". ")[:MAX_DETAIL], ""
@@ -90,8 +90,7 @@ def _why_not_admitted(job: AttemptJob, queue: str, workload: WorkloadView, subje
 
 def why_taken_back(job: AttemptJob, workload: WorkloadView | None) -> str:
     """What is said about a Job that was suspended after it had run: Kueue's own sentence, if it was Kueue."""
-    if workload is None or not workload.holds("Evicted"):
+    evicted = workload.condition("Evicted") if workload else None
+    if evicted is None:
         return f"Job {job.metadata.name} was suspended by somebody else."
-    evicted = workload.condition("Evicted")
-    assert evicted
     return f"Kueue took its quota back ({evicted.reason}): {evicted.message.rstrip('. ')[:MAX_DETAIL]}."

@@ -20,7 +20,7 @@ needs from reports is in `progress`: `phase` and `updatedAt` (stall), `checkpoin
 or `.result` change, never on mere progress.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -112,6 +112,11 @@ class ObjectCondition:
     since: datetime | None = None
 
 
+def holding(conditions: Iterable[ObjectCondition], type_: str) -> ObjectCondition | None:
+    """The condition of this type when it is True."""
+    return next((c for c in conditions if c.type == type_ and c.status == "True"), None)
+
+
 @dataclass(frozen=True)
 class Waiting:
     reason: str
@@ -156,7 +161,7 @@ class AttemptJob:
 
     def condition(self, type_: str) -> ObjectCondition | None:
         """The condition when it is True."""
-        return next((c for c in self.conditions if c.type == type_ and c.status == "True"), None)
+        return holding(self.conditions, type_)
 
     @property
     def finished(self) -> ObjectCondition | None:
@@ -222,7 +227,7 @@ class AttemptPod:
 
     def condition(self, type_: str) -> ObjectCondition | None:
         """The condition when it is True."""
-        return next((c for c in self.conditions if c.type == type_ and c.status == "True"), None)
+        return holding(self.conditions, type_)
 
     @property
     def over(self) -> bool:
@@ -272,11 +277,8 @@ class WorkloadView:
     """Name and message of the admission checks that it has not passed."""
 
     def condition(self, type_: str) -> ObjectCondition | None:
-        return next((c for c in self.conditions if c.type == type_), None)
-
-    def holds(self, type_: str) -> bool:
-        condition = self.condition(type_)
-        return condition is not None and condition.status == "True"
+        """The condition when it is True."""
+        return holding(self.conditions, type_)
 
 
 @dataclass(frozen=True)

@@ -200,12 +200,7 @@ class Invariants:
             if attempt.ending is None or other is job
         ]
         waiting = len(set(batch(self.world)) - set(ledgers(self.world)))
-        ending = len(executions(self.world, orphans=not self.lost)) - len(live) - waiting
-        over = (
-            len(executions(self.world, orphans=not self.lost))
-            - spec.scaling.max_instances * spec.scaling.concurrency
-            - ending
-        )
+        over = len(live) + waiting - spec.scaling.max_instances * spec.scaling.concurrency
         (place,) = [n for n, (_, _, uid) in enumerate(sorted(live)) if uid == job.metadata.uid]
         assert place < over, "another one should have been drained"
 

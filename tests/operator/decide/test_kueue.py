@@ -98,13 +98,19 @@ def test_what_was_preempted_says_for_whom():
     assert why_taken_back(job, recorded("quota-in-use")) == "Job cells-r0-a1 was suspended by somebody else."
 
 
-def test_a_job_that_is_taken_back_says_so_while_it_drains():
+def running() -> World:
+    """A job whose attempt has its pod."""
     world = World()
     world.serve(SERVICE)
     world.apply("cells")
     world.settle()
     world.run("cells")
     world.settle()
+    return world
+
+
+def test_a_job_that_is_taken_back_says_so_while_it_drains():
+    world = running()
     name = world.status("cells").attempts[0].job_name
     held = world.attempt_jobs[name]
     world.attempt_jobs[name] = replace(held, suspended=True)
@@ -190,12 +196,7 @@ def test_a_change_that_nobody_waits_for_leaves_a_job_its_place():
 
 
 def test_a_job_that_was_taken_back_and_let_go_again_unseen_goes_on_in_another_attempt():
-    world = World()
-    world.serve(SERVICE)
-    world.apply("cells")
-    world.settle()
-    world.run("cells")
-    world.settle()
+    world = running()
     old = world.live_pod("cells")
     assert old
     del world.pods[old.metadata.name]

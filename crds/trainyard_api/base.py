@@ -15,6 +15,9 @@ class Model(BaseModel):
     `schema_defaults = False` keeps the defaults of a class out of the CRD schema: a default inside a union, an override or a
     list item would break "exactly one", hide the service's value, or show as drift. The defaults below then hold when the
     operator resolves the spec, and the description names them. What a schema alone cannot say is in `rules`.
+
+    `atomic = True` says that objects of a class have one owner as a whole: the API server then keeps one entry of `managedFields` for
+    it instead of one for each field.
     """
 
     model_config = ConfigDict(
@@ -22,10 +25,17 @@ class Model(BaseModel):
     )
 
     schema_defaults: ClassVar[bool] = True
+    atomic: ClassVar[bool] = False
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form with camelCase names, without what is unset (`None`)."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def says_nothing(value: object) -> bool:
+    """For `exclude_if` of a status' field: false, zero and empty are left out of the JSON form, as Go's `omitempty` does. Every value
+    that an object has is paid for at each of its writes (docs/decisions/0032)."""
+    return not value
 
 
 Extra = dict[str, JsonValue]

@@ -234,6 +234,8 @@ class _Renderer:
         if required := source.get("required"):
             schema["required"] = required
         schema["properties"] = properties
+        if model.atomic:
+            schema["x-kubernetes-map-type"] = "atomic"
         _add_rules(schema, *RULES.get(model, ()))
         if fixed := FIXED.get(model):
             for name in fixed.fields:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trainyard_api.architectures import Task
-from trainyard_api.base import Model, ModelName
+from trainyard_api.base import Model, ModelName, says_nothing
 from trainyard_api.status import Artifact, Condition, Scores, Text, Word
 
 
@@ -47,7 +47,7 @@ class ModelVersionStatus(Model):
     message: Text | None = Field(default=None, description="Why, as a sentence.")
     metric: Word | None = Field(default=None, description="mAP50 0.871, for the printer column.")
     labels: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=1000)] = Field(
-        default=(), description="What its score columns mean."
+        default=(), exclude_if=says_nothing, description="What its score columns mean."
     )
     validation: Scores | None = Field(default=None, description="Scores on the validation images.")
     test: Scores | None = Field(default=None, description="Scores on the test images.")
@@ -57,7 +57,9 @@ class ModelVersionStatus(Model):
     split_uri: Annotated[str, Field(max_length=2048)] | None = Field(
         default=None, alias="splitURI", description="Which image was on which side."
     )
-    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=32)] = Field(default=(), description="Its files.")
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=32)] = Field(
+        default=(), exclude_if=says_nothing, description="Its files."
+    )
     manifest_uri: Annotated[str, Field(max_length=2048)] | None = Field(
         default=None, alias="manifestURI", description="Names every file with size and checksum."
     )

@@ -66,6 +66,7 @@ class Scores(Model):
     """Numbers of a model at one moment; those that are not finite or not measured are left out."""
 
     schema_defaults = False
+    atomic = True
 
     loss: float | None = Field(default=None, description="Training loss, averaged over the last steps.")
     box_loss: float | None = Field(default=None, description="Box part of the loss.")
@@ -93,6 +94,7 @@ class Metrics(Model):
     """The latest and the best numbers of the running training."""
 
     schema_defaults = False
+    atomic = True
 
     latest: Scores | None = Field(default=None, description="At the last report.")
     best: Scores | None = Field(default=None, description="Of the best model so far, by selectBy.")
@@ -120,6 +122,7 @@ class DatasetSummary(Model):
     """What the trainer found in the data."""
 
     schema_defaults = False
+    atomic = True
 
     images: int = Field(ge=0, description="Images that are used.")
     objects: int = Field(ge=0, description="Annotated objects.")

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from trainyard_api.architectures import ArchitectureName, Task
-from trainyard_api.base import DNSLabel, DNSSubdomain, Model, ModelName, StorageURI, matching
+from trainyard_api.base import DNSLabel, DNSSubdomain, Model, ModelName, StorageURI, matching, says_nothing
 from trainyard_api.dataset import Dataset
 from trainyard_api.execution import Policy, Resources
 from trainyard_api.status import Artifact, Condition, DatasetSummary, Metrics, Scores, Text, Warning_, Word
@@ -172,9 +172,13 @@ class Attempt(Model):
     pod_name: Word | None = Field(default=None, description="Name of its pod (of rank 0).")
     pod_uid: Word | None = Field(default=None, alias="podUID", description="Uid of the pod.")
     node: Word | None = Field(default=None, description="The node it ran on.")
-    standby: bool = Field(default=False, description="Whether it took a warm standby instance.")
+    standby: bool = Field(
+        default=False, exclude_if=says_nothing, description="Whether it took a warm standby instance."
+    )
     process: Annotated[int, Field(ge=1, le=999)] = Field(
-        default=1, description="Which start of the training's process in its pod it is (rerunAsProcess)."
+        default=1,
+        exclude_if=lambda number: number == 1,
+        description="Which start of the training's process in its pod it is (rerunAsProcess).",
     )
     create_time: datetime = Field(description="When the attempt was decided.")
     start_time: datetime | None = Field(default=None, description="When its container ran.")
@@ -188,16 +192,21 @@ class Attempt(Model):
     message: Text | None = Field(default=None, description="Why it ended, as a sentence.")
     charged: bool | None = Field(default=None, description="Whether it counts against maxAttempts.")
     fenced: bool = Field(
-        default=False, description="Given up as lost: it can neither report nor publish, and holds no slot."
+        default=False,
+        exclude_if=says_nothing,
+        description="Given up as lost: it can neither report nor publish, and holds no slot.",
     )
     training_seconds: int = Field(default=0, ge=0, description="Time spent in Running.")
-    reset: int = Field(default=0, ge=0, description="The service's reset when it was decided.")
+    reset: int = Field(default=0, ge=0, exclude_if=says_nothing, description="The service's reset when it was decided.")
     timeout_seconds: int | None = Field(
         default=None, ge=0, description="Its longest time, as it was when the attempt was decided."
     )
-    finish: bool = Field(default=False, description="Whether it was made only to publish the best model so far.")
+    finish: bool = Field(
+        default=False, exclude_if=says_nothing, description="Whether it was made only to publish the best model so far."
+    )
     budget_uids: Annotated[tuple[Word, ...], Field(max_length=64)] = Field(
         default=(),
+        exclude_if=says_nothing,
         alias="budgetUIDs",
         description="Uids of the TrainingBudgets that had its time set aside before it began.",
     )
@@ -212,6 +221,7 @@ class Current(Model):
     """Whose reports are taken; written by the operator's loop, tested by the intake."""
 
     schema_defaults = False
+    atomic = True
 
     attempt: int = Field(ge=1, description="Number of the attempt.")
     pod_uid: Word = Field(alias="podUID", description="Uid of its pod.")
@@ -224,7 +234,7 @@ class AttemptResult(Model):
 
     exit_code: int = Field(ge=-1, le=255, description="Exit code of the trainer.")
     reason: Word = Field(default="", description="Why a training that published ended, or the cause as one word.")
-    message: Text = Field(default="", description="The cause, as a sentence.")
+    message: Text = Field(default="", exclude_if=says_nothing, description="The cause, as a sentence.")
     step: int | None = Field(default=None, ge=0, description="Steps taken.")
     steps: int | None = Field(default=None, ge=0, description="Steps to take.")
     checkpoint_step: int | None = Field(default=None, ge=0, description="Step of the last saved checkpoint.")
@@ -237,13 +247,13 @@ class AttemptResult(Model):
     metrics: Scores | None = Field(default=None, description="Of the published model on validation.")
     test: Scores | None = Field(default=None, description="Of the published model on the test images.")
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=32)] = Field(
-        default=(), description="Files of the version."
+        default=(), exclude_if=says_nothing, description="Files of the version."
     )
     dataset_digest: Annotated[str, Field(max_length=128)] | None = Field(
         default=None, description="The data it learned from."
     )
     labels: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=1000)] = Field(
-        default=(), description="What the score columns mean."
+        default=(), exclude_if=says_nothing, description="What the score columns mean."
     )
 
 
@@ -251,6 +261,7 @@ class Progress(Model):
     """Where the training stands; written by the intake."""
 
     schema_defaults = False
+    atomic = True
 
     phase: Word = Field(
         description="Starting, Fetching, Checking, Caching, Training, Evaluating, Exporting, Uploading, Saving, Done or Restarting."
@@ -270,7 +281,7 @@ class Progress(Model):
     sequence: int | None = Field(default=None, ge=0, description="Number of the report.")
     updated_at: datetime | None = Field(default=None, description="When the report was taken.")
     warnings: Annotated[tuple[Warning_, ...], Field(max_length=32)] = Field(
-        default=(), description="The trainer's warnings, as reported."
+        default=(), exclude_if=says_nothing, description="The trainer's warnings, as reported."
     )
     result: AttemptResult | None = Field(default=None, description="How the attempt ended, once it says so.")
 
@@ -279,6 +290,7 @@ class Summary(Model):
     """Rendered for the printer columns."""
 
     schema_defaults = False
+    atomic = True
 
     progress: Word | None = Field(default=None, description="Share of the steps taken: 63%.")
     epoch: Word | None = Field(default=None, description="Passes over the training images, of how many: 19/30.")
@@ -338,13 +350,13 @@ class TrainingJobStatus(Model):
     progress: Progress | None = Field(default=None, description="Where the training stands.")
     metrics: Metrics | None = Field(default=None, description="Scores of the training.")
     warnings: Annotated[tuple[Warning_, ...], Field(max_length=32)] = Field(
-        default=(), description="What a user should know."
+        default=(), exclude_if=says_nothing, description="What a user should know."
     )
     dataset: DatasetSummary | None = Field(default=None, description="What the trainer found in the data.")
     version: Word | None = Field(default=None, description="Name of the ModelVersion.")
     version_number: int | None = Field(default=None, ge=1, description="Its number.")
     artifacts: Annotated[tuple[Artifact, ...], Field(max_length=32)] = Field(
-        default=(), description="Files of the version."
+        default=(), exclude_if=says_nothing, description="Files of the version."
     )
 
 

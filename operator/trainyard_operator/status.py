@@ -20,6 +20,11 @@ TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.ABORTED})
 OVER = TERMINAL | AS_ASKED
 """Nothing runs, and nothing starts unless somebody asks for it."""
 
+ALWAYS = frozenset({"Admitted", "Ready"})
+"""Conditions that are always there; another is from when it held for the first time, as those of a batch/v1 Job are."""
+WHILE_HELD = frozenset({"Reconciling", "Stalled"})
+"""Not those that kstatus calls abnormal: they are there only while they hold."""
+
 
 def text(message: str) -> str:
     """Cut to the bound of a message."""
@@ -45,7 +50,7 @@ def render_job(
 def job_conditions(
     old: tuple[Condition, ...], status: TrainingJobStatus, generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    """All conditions of a job in its state."""
+    """The conditions of a job in its state: `Admitted`, `Ready`, and of the others those that say something."""
     state = status.state
     suspended = state in (JobState.STOPPED, JobState.CANCELED) or (
         state is JobState.CREATED and status.reason == "Suspended"
@@ -63,6 +68,8 @@ def job_conditions(
         "Reconciling": not (state is JobState.SUCCEEDED or as_asked or stalled),
         "Stalled": stalled,
     }
+    shown = ALWAYS | {condition.type for condition in old} - WHILE_HELD
+    truths = {type_: truth for type_, truth in truths.items() if truth or type_ in shown}
     reason = _word(status.reason or state.value)
     reasons = {"Ready": "Stopped"} if state in (JobState.STOPPED, JobState.CANCELED) else {}
     return conditions(old, truths, reason, status.message or "", generation, now, reasons)

@@ -16,6 +16,7 @@ from trainyard_api.trainingjob import Attempt, Cause, End, JobState, TrainingJob
 from trainyard_api.trainingservice import OnScaleDown, TrainingServiceSpec
 from trainyard_operator.decide import budget, lifecycle, service
 from trainyard_operator.decide.execution import DIAGNOSIS_SECONDS
+from trainyard_operator.decide.failure import is_replaced
 from trainyard_operator.decide.jobs import WAITING, open_attempts, run_attempts
 from trainyard_operator.decide.kueue import LABEL_DEMAND, demand
 from trainyard_operator.decide.model import (
@@ -163,6 +164,10 @@ class Invariants:
                 held = self.world.attempt_jobs[attempt.job_name]
                 assert held.suspended, "Kueue has admitted it"
                 assert view.spec.paused or held.labels[LABEL_DEMAND] != demand(view.spec, job.priority_class)
+            case Cause.DISRUPTED:
+                assert is_replaced(
+                    attempt, tuple(p for p in self.world.pods.values() if p.owner_uid == attempt.job_uid)
+                )
             case Cause.GAVE_WAY:
                 assert without_slot(self.world), "gave way to nobody"
                 assert spec.resources != Resources()
@@ -399,12 +404,15 @@ def _is_one_story(job: JobView) -> None:
     suspended = status.state in (JobState.STOPPED, JobState.CANCELED) or (
         status.reason == "Suspended" and (status.state is JobState.CREATED)
     )
-    assert truths["Running"] == (status.state is JobState.RUNNING)
-    assert truths["Succeeded"] == (status.state is JobState.SUCCEEDED)
-    assert truths["Failed"] == (status.state is JobState.FAILED)
-    assert truths["Suspended"] == suspended
+    assert truths.get("Running", False) == (status.state is JobState.RUNNING)
+    assert truths.get("Succeeded", False) == (status.state is JobState.SUCCEEDED)
+    assert truths.get("Failed", False) == (status.state is JobState.FAILED)
+    assert truths.get("Suspended", False) == suspended
     assert truths["Ready"] == (status.state in AS_ASKED | {JobState.SUCCEEDED} or suspended)
-    assert truths["Ready"] + truths["Reconciling"] + truths["Stalled"] == 1, "kstatus: exactly one"
+    abnormal = [truths[type_] for type_ in ("Reconciling", "Stalled") if type_ in truths]
+    assert abnormal == [True] * (not truths["Ready"]), (
+        "kstatus: exactly one holds, and what is abnormal is there only then"
+    )
     assert {c.observed_generation for c in status.conditions} == {status.observed_generation}
     opened = open_attempts(status)
     assert len(opened) <= 1, "two attempts at once"

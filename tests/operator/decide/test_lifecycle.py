@@ -956,21 +956,22 @@ def conditions(world: World) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "true"),
+    ("name", "true", "false"),
     [
-        ("queued", {"Reconciling"}),
-        ("preparing", {"Admitted", "Reconciling"}),
-        ("running", {"Admitted", "Running", "Reconciling"}),
-        ("stopping", {"Admitted", "Reconciling"}),
-        ("stopped", {"Suspended", "Ready"}),
-        ("canceled", {"Suspended", "Ready"}),
-        ("rerun", {"Reconciling"}),
-        ("done", {"Admitted", "Succeeded", "Ready"}),
+        ("queued", {"Reconciling"}, {"Admitted", "Ready"}),
+        ("preparing", {"Admitted", "Reconciling"}, {"Ready"}),
+        ("running", {"Admitted", "Running", "Reconciling"}, {"Ready"}),
+        ("stopping", {"Admitted", "Reconciling"}, {"Running", "Ready"}),
+        ("stopped", {"Suspended", "Ready"}, {"Admitted", "Running"}),
+        ("canceled", {"Suspended", "Ready"}, {"Admitted"}),
+        ("rerun", {"Reconciling"}, {"Admitted", "Running", "Ready"}),
+        ("done", {"Admitted", "Succeeded", "Ready"}, {"Running"}),
     ],
 )
-def test_conditions_follow_the_state(name: str, true: set[str]):
+def test_conditions_follow_the_state(name: str, true: set[str], false: set[str]):
     world = at(name)
-    assert {type_ for type_, (status, _) in conditions(world).items() if status == "True"} == true
+    for word, types in (("True", true), ("False", false)):
+        assert {type_ for type_, (status, _) in conditions(world).items() if status == word} == types
     generation = world.jobs["cells"].metadata.generation
     assert {c.observed_generation for c in world.status("cells").conditions} == {generation}
 

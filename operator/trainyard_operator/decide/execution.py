@@ -16,7 +16,7 @@ from trainyard_operator.decide.case import Case, Draft
 from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
-from trainyard_operator.decide.failure import is_replaced, late_pod_time, lost_at
+from trainyard_operator.decide.failure import is_replaced, late_pod_time, lost_at, why_replaced
 from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
 from trainyard_operator.decide.kueue import (
     LABEL_DEMAND,
@@ -188,6 +188,8 @@ def ending(case: Case, draft: Draft, attempt: Attempt) -> tuple[Cause, str] | No
             f"TrainingService {case.service_name} was scaled down to {most} instance{'s' * (most != 1)} "
             "(scaling.onScaleDown Drain); the job goes on when there is room."
         )
+    if is_replaced(attempt, pods_of(case, attempt)):
+        return why_replaced(attempt)
     if why := _withdrawn(case, attempt):
         return Cause.REQUEUED, why
     if blocked := _gives_way(case, attempt):
@@ -287,7 +289,8 @@ def ending_actions(case: Case, attempt: Attempt) -> tuple[Action, ...]:
     live = [pod for pod in pods if not pod.over]
     if not live:
         return _delete(job)
-    if attempt.ending is Cause.ABORTED:
+    # Another pod than the one that ran would save its own beginning over that one's checkpoint, if it were given the time.
+    if attempt.ending is Cause.ABORTED or is_replaced(attempt, pods):
         waiting = [pod for pod in live if pod.metadata.deletion_time is None or _slow(case, pod)]
         return tuple(DeletePod(pod.metadata.name, pod.metadata.uid, 1) for pod in waiting)
     if not any(_has_run(pod) for pod in live):

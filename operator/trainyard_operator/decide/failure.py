@@ -78,10 +78,10 @@ def late_pod_time(facts: EndFacts) -> datetime | None:
 def _is_over(facts: EndFacts) -> bool:
     """Every pod has ended, and no further one will come."""
     job = facts.job
-    if is_replaced(facts.attempt, facts.pods):
-        return True
     if any(not pod.over for pod in facts.pods):
         return False
+    if is_replaced(facts.attempt, facts.pods):
+        return True
     if job is None:
         return facts.attempt.job_uid is not None
     if (late := late_pod_time(facts)) is not None:
@@ -102,6 +102,15 @@ def is_replaced(attempt: Attempt, pods: tuple[AttemptPod, ...]) -> bool:
         return False
     first = {pod.metadata.uid for pod in pods if pod.index == 0}
     return bool(first) and attempt.pod_uid not in first
+
+
+def why_replaced(attempt: Attempt) -> tuple[Cause, str]:
+    """Its pod began anew what the next attempt goes on with."""
+    return (
+        Cause.DISRUPTED,
+        f"Pod {attempt.pod_name} is gone, and Job {attempt.job_name} has made another one: it was suspended and let go again "
+        "meanwhile, as Kueue does.",
+    )
 
 
 def _lost(facts: EndFacts, pod: AttemptPod) -> End:
@@ -145,14 +154,7 @@ def _asked_for(e: Evidence) -> Outcome | None:
 
 
 def _replaced(e: Evidence) -> Outcome | None:
-    """Its pod began anew what the next attempt goes on with."""
-    if not is_replaced(e.facts.attempt, e.facts.pods):
-        return None
-    return (
-        Cause.DISRUPTED,
-        f"Pod {e.facts.attempt.pod_name} is gone, and Job {e.facts.attempt.job_name} has made another one: it was suspended "
-        "and let go again meanwhile, as Kueue does.",
-    )
+    return why_replaced(e.facts.attempt) if is_replaced(e.facts.attempt, e.facts.pods) else None
 
 
 def _container_left_behind(e: Evidence) -> Outcome | None:

@@ -201,7 +201,12 @@ def test_a_job_that_was_taken_back_and_let_go_again_unseen_goes_on_in_another_at
     assert old
     del world.pods[old.metadata.name]
     world.pods["another"] = replace(old, metadata=replace(old.metadata, name="another", uid="another"))
-    world.reconcile("cells")
-    first = world.status("cells").attempts[0]
+    world.settle()
+    (first,) = world.status("cells").attempts
+    assert (first.ending, first.end_time) == (Cause.DISRUPTED, None), "the other one still runs"
+    world.kubelet()
+    world.settle()
+    assert world.status("cells").state is JobState.RERUN
+    (first,) = world.status("cells").attempts
     assert (first.cause, first.charged, first.pod_uid) == (Cause.DISRUPTED, False, old.metadata.uid)
     assert "has made another one" in (first.message or "")

@@ -34,7 +34,7 @@ class Model(BaseModel):
 
 def says_nothing(value: object) -> bool:
     """For `exclude_if` of a status' field: false, zero and empty are left out of the JSON form, as Go's `omitempty` does. Every value
-    that an object has is paid for at each of its writes (docs/decisions/0032)."""
+    that an object has is paid for at each of its writes (docs/decisions/0033)."""
     return not value
 
 

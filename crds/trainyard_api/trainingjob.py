@@ -315,7 +315,7 @@ class TrainingJobStatus(Model):
     current: Current | None = Field(default=None, description="Whose reports are taken.")
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
         default=(),
-        description="Admitted, Running, Succeeded, Failed, Suspended, Ready, Reconciling, Stalled.",
+        description="Admitted, Ready; Running, Succeeded, Failed, Suspended once they have held; Reconciling, Stalled while they hold.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     summary: Summary | None = Field(default=None, description="Rendered for the printer columns.")

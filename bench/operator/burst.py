@@ -23,13 +23,14 @@ from kueue import Kueue, ShippedKueue
 from rangespec import goals, missed, report
 from results import disturbed, ratios, table
 from scene import Scene
-from systems import Plain, System, Trainyard
+from systems import AttemptJobs, Plain, System, Trainyard
 from trainyard_operator.cluster import Cluster
 from waiting import waiting
 
 Object = dict[str, Any]
 SYSTEMS: dict[str, Callable[[], System]] = {
     "plain": Plain,
+    "attempt-jobs": AttemptJobs,
     "kueue": Kueue,
     "kueue-shipped": ShippedKueue,
     "trainer": KubeflowTrainer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -169,6 +170,35 @@ def installed_account(cluster: Cluster, path: Path) -> Path:
     cluster.kubectl("apply", "--filename", "-", stdin=yaml.safe_dump_all(objects))
     (account,) = (each["metadata"]["name"] for each in objects if each["kind"] == "ServiceAccount")
     return cluster.kubeconfig_of(account, OPERATOR_NAMESPACE, path)
+
+
+class AttemptJobs(Plain):
+    """The Jobs that Trainyard makes, without Trainyard: what of its cost is that of its pods."""
+
+    name = "attempt Jobs"
+    pattern = Trainyard()
+    template: Object
+
+    def setup(self) -> list[tuple[Resource, Object]]:
+        return [*self.pattern.setup(), (TRAINING_JOBS, self.pattern.body("pattern"))]
+
+    @contextmanager
+    def running(self, ground: Ground) -> Iterator[dict[str, int]]:
+        """The operator makes one Job, which is copied, and ends."""
+        kubectl = ground.cluster.kubectl
+        with self.pattern.running(ground):
+            kubectl("--namespace", NAMESPACE, "wait", "--for=create", "job/pattern-r0-a1", "--timeout=60s")
+            made = json.loads(kubectl("--namespace", NAMESPACE, "get", "job", "pattern-r0-a1", "--output=json"))
+        kubectl("--namespace", NAMESPACE, "delete", "trainingjob", "pattern")
+        for metadata in (made["metadata"], made["spec"]["template"]["metadata"]):
+            metadata["labels"] = {key: each for key, each in metadata["labels"].items() if "trainyard" in key}
+        metadata = {"namespace": NAMESPACE, "labels": made["metadata"]["labels"]}
+        spec = {key: each for key, each in made["spec"].items() if key != "selector"}
+        self.template = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+        yield {}
+
+    def body(self, name: str) -> Object:
+        return self.template | {"metadata": self.template["metadata"] | {"name": name}}
 
 
 CHILDREN = (JOBS, PODS)

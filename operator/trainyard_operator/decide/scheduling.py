@@ -93,7 +93,7 @@ def _insufficient(resource: str, wants: Wants, subject: Subject) -> str:
     have = {name: quantity(node.allocatable.get(resource, "0")) or 0.0 for name, node in nodes.items()}
     largest = max(have, key=lambda name: (have[name], name), default=None)
     if largest is None or not have[largest]:
-        return f"The pod asks for {asked} {resource}, and no node has any: add one that does, with its device plugin."
+        return f"The pod asks for {asked} {resource}, and no node has any: add one that does, with its device plugin, or {less}."
     if have[largest] < amount:
         most = nodes[largest].allocatable[resource]
         return (

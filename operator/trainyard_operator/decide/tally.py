@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from trainyard_operator.decide.degradation import may_degrade
+from trainyard_operator.decide.degradation import is_own_doing, may_degrade
 from trainyard_operator.decide.jobs import (
     WAITING,
     Order,
@@ -67,7 +67,7 @@ class Share:
     live: tuple[Execution, ...]
     """Those that are open and that nothing ends yet."""
     starting: int
-    """How many of the open ones have not run yet."""
+    """How many of the open ones have not run yet, and not by their own doing."""
     resets: tuple[int, ...]
     job_uids: tuple[str, ...]
     """The Jobs of the open and the fenced ones: their pods' labels name the first of the attempts that share them."""
@@ -101,7 +101,7 @@ class Tally:
         self.running = 0
         """Executions that have not ended."""
         self.starting = 0
-        """Those of them whose trainer has not run yet."""
+        """Those of them whose trainer has not run yet, and not by their own doing."""
         for job in jobs:
             self.put_job(job)
         for pod in pods:
@@ -272,7 +272,7 @@ def share_of(job: JobView) -> Share:
             for attempt in attempts
             if attempt.ending is None and kept
         ),
-        starting=sum(attempt.start_time is None for attempt in attempts),
+        starting=0 if is_own_doing(job) else sum(attempt.start_time is None for attempt in attempts),
         resets=tuple(attempt.reset for attempt in attempts),
         job_uids=tuple(
             attempt.job_uid

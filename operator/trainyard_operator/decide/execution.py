@@ -17,7 +17,7 @@ from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import is_replaced, late_pod_time, lost_at
-from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
+from trainyard_operator.decide.jobs import has_checkpoint
 from trainyard_operator.decide.kueue import (
     LABEL_DEMAND,
     LABEL_PRIORITY,
@@ -227,8 +227,8 @@ def _begun(case: Case, attempt: Attempt) -> datetime | None:
 
 def _gives_way(case: Case, attempt: Attempt) -> Diagnosis | None:
     """What keeps the attempt from starting, where other jobs would start in its place: its job has asked for what they have not."""
-    wanted = case.snapshot.queue.wanted and stands_apart(case.snapshot.job.spec)
     begun = _begun(case, attempt)
+    wanted = case.snapshot.queue.wanted
     if attempt.start_time is not None or not wanted or begun is None or case.now < begun + GIVE_WAY:
         return None
     found = diagnosis_of(case, attempt)

@@ -43,6 +43,7 @@ from trainyard_operator.decide.retry import GIVE_WAY
 from trainyard_operator.decide.start import create_headless, create_job
 from trainyard_operator.decide.tally import Slot, slot_of
 from trainyard_operator.decide.versions import with_version
+from trainyard_operator.status import text
 
 TRAINING_PHASES = frozenset(
     {Phase.TRAINING, Phase.EVALUATING, Phase.SAVING, Phase.EXPORTING, Phase.UPLOADING, Phase.DONE}
@@ -151,7 +152,7 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     wanted = ending(case, draft, attempt) if attempt.ending is None else None
     if wanted is not None:
         cause, message = wanted
-        attempt = attempt.model_copy(update={"ending": cause, "ending_message": message, "ending_time": case.now})
+        attempt = attempt.model_copy(update={"ending": cause, "ending_message": text(message), "ending_time": case.now})
         draft = draft.with_attempt(attempt)
     facts = end_facts(case, draft, attempt)
     draft = draft.look_at(lost_at(facts), late_pod_time(facts))

@@ -121,3 +121,5 @@ StorageURI = Annotated[
 ]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
 Percent = Annotated[int, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""The largest integer is the one up to which JSON is exact for everybody who reads it."""

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard_api.base import Model
-from trainyard_api.status import Artifact, DatasetSummary, Metrics, Scores, Warning_
+from trainyard_api.base import Count, DNSLabel, Model
+from trainyard_api.status import Artifact, DatasetSummary, Metrics, Scores, Warning_, Word
 from trainyard_api.trainingjob import AttemptResult, End
 
 MAX_REPORT_BYTES = 64 * 1024
@@ -71,24 +71,24 @@ class Result(Model):
     A result with `manifest_uri` is the completion record: an exit 0 without it counts as interrupted.
     """
 
-    exit_code: int
+    exit_code: Annotated[int, Field(ge=-1, le=255)]
     reason: str
     """An `Outcome` on success; else one word for the cause."""
     message: str = ""
-    step: int | None = None
-    steps: int | None = None
-    checkpoint_step: int | None = None
+    step: Count | None = None
+    steps: Count | None = None
+    checkpoint_step: Count | None = None
     """Step of the last saved checkpoint; absent when there is none yet."""
-    resumed_from_step: int | None = None
-    training_seconds: int = 0
-    version: int | None = None
+    resumed_from_step: Count | None = None
+    training_seconds: Count = 0
+    version: Count | None = None
     """On exit 78: the highest version that storage already has."""
-    manifest_uri: str | None = Field(default=None, alias="manifestURI")
+    manifest_uri: Annotated[str, Field(max_length=2048)] | None = Field(default=None, alias="manifestURI")
     metrics: Scores | None = None
     """Of the published model on validation, without `per_class`."""
     test: Scores | None = None
     artifacts: tuple[Artifact, ...] = ()
-    dataset_digest: str | None = None
+    dataset_digest: Annotated[str, Field(max_length=128)] | None = None
     labels: tuple[str, ...] = ()
 
     def to_termination_message(self) -> str:
@@ -118,30 +118,33 @@ class Result(Model):
 
 
 class Report(Model):
-    """A complete snapshot of an attempt; a lost one costs nothing."""
+    """A complete snapshot of an attempt; a lost one costs nothing.
 
-    job: str
-    namespace: str
-    uid: str
-    run: int = 0
-    attempt: Annotated[int, Field(ge=1)]
-    sequence: Annotated[int, Field(ge=1)]
+    What is one can be written into a job's status, whatever image it comes from; the names are parts of paths.
+    """
+
+    job: DNSLabel
+    namespace: DNSLabel
+    uid: Word
+    run: Annotated[int, Field(ge=0, le=9999)] = 0
+    attempt: Annotated[int, Field(ge=1, le=999)]
+    sequence: Annotated[int, Field(ge=1, le=LAST_SEQUENCE)]
     """Goes up with every report of an attempt; one that goes back is refused."""
 
     phase: Phase
     message: Annotated[str, Field(max_length=1024)] | None = None
     percent: Annotated[int, Field(ge=0, le=100)] | None = None
-    step: int | None = None
-    steps: int | None = None
-    epoch: int | None = None
-    epochs: int | None = None
-    steps_per_epoch: int | None = None
-    batch_size: int | None = None
+    step: Count | None = None
+    steps: Count | None = None
+    epoch: Count | None = None
+    epochs: Count | None = None
+    steps_per_epoch: Count | None = None
+    batch_size: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     images_per_second: float | None = None
-    eta_seconds: int | None = None
-    training_seconds: int = 0
-    checkpoint_step: int | None = None
-    resumed_from_step: int | None = None
+    eta_seconds: Count | None = None
+    training_seconds: Count = 0
+    checkpoint_step: Count | None = None
+    resumed_from_step: Count | None = None
 
     metrics: Metrics | None = None
     warnings: Annotated[tuple[Warning_, ...], Field(max_length=32)] = ()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard_api.base import Model
+from trainyard_api.base import Count, Model
 
 Text = Annotated[str, Field(max_length=4096)]
 Word = Annotated[str, Field(max_length=253)]
@@ -52,8 +52,8 @@ class LabelMetrics(Model):
     schema_defaults = False
 
     label: Annotated[str, Field(max_length=128)] = Field(description="The label.")
-    images: int | None = Field(default=None, ge=0, description="Images that have it.")
-    objects: int | None = Field(default=None, ge=0, description="Objects that have it.")
+    images: Count | None = Field(default=None, description="Images that have it.")
+    objects: Count | None = Field(default=None, description="Objects that have it.")
     map50: float | None = Field(default=None, alias="mAP50", description="Average precision at IoU 0.5.")
     map50_95: float | None = Field(
         default=None, alias="mAP50_95", description="Average precision over IoU 0.5 to 0.95."
@@ -82,7 +82,7 @@ class Scores(Model):
     precision: float | None = Field(default=None, description="Precision at the threshold of the best F1.")
     recall: float | None = Field(default=None, description="Recall at the same threshold.")
     accuracy: float | None = Field(default=None, description="Share of images with the right class.")
-    step: int | None = Field(default=None, ge=0, description="Step at which this was measured.")
+    step: Count | None = Field(default=None, description="Step at which this was measured.")
     per_class: Annotated[tuple[LabelMetrics, ...], Field(max_length=50)] | None = Field(
         default=None,
         description="The 50 labels with the lowest scores.",
@@ -106,7 +106,7 @@ class Artifact(Model):
 
     name: Word = Field(description="File name.")
     uri: Annotated[str, Field(max_length=2048)] = Field(description="Where it lies.")
-    size: int | None = Field(default=None, ge=0, description="Bytes.")
+    size: Count | None = Field(default=None, description="Bytes.")
     sha256: Annotated[str, Field(max_length=64)] | None = Field(default=None, description="Its checksum.")
 
 
@@ -114,8 +114,8 @@ class LabelCount(Model):
     schema_defaults = False
 
     label: Annotated[str, Field(max_length=128)] = Field(description="The label.")
-    objects: int = Field(ge=0, description="Objects that have it.")
-    images: int = Field(ge=0, description="Images that have it.")
+    objects: Count = Field(description="Objects that have it.")
+    images: Count = Field(description="Images that have it.")
 
 
 class DatasetSummary(Model):
@@ -124,12 +124,12 @@ class DatasetSummary(Model):
     schema_defaults = False
     atomic = True
 
-    images: int = Field(ge=0, description="Images that are used.")
-    objects: int = Field(ge=0, description="Annotated objects.")
+    images: Count = Field(description="Images that are used.")
+    objects: Count = Field(description="Annotated objects.")
     labels: Annotated[tuple[LabelCount, ...], Field(max_length=200)] = Field(
         default=(), description="Labels with their counts, the first 200."
     )
-    train_images: int = Field(default=0, ge=0, description="Images to train on.")
-    validation_images: int = Field(default=0, ge=0, description="Images that choose the best model.")
-    test_images: int = Field(default=0, ge=0, description="Images scored at the end.")
+    train_images: Count = Field(default=0, description="Images to train on.")
+    validation_images: Count = Field(default=0, description="Images that choose the best model.")
+    test_images: Count = Field(default=0, description="Images scored at the end.")
     digest: Annotated[str, Field(max_length=128)] = Field(default="", description="Changes when the data changes.")

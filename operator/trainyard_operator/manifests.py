@@ -35,6 +35,7 @@ from trainyard_operator.decide.model import (
     TRAINER_CONTAINER,
     CreateJob,
 )
+from trainyard_operator.decide.subject import OF_THE_JOB
 from trainyard_operator.settings import Settings
 
 Object = dict[str, Any]
@@ -197,7 +198,7 @@ def run_spec_text(run: RunSpec) -> str:
     text = run.model_dump_json(by_alias=True, exclude_none=True)
     if len(text.encode()) > MAX_RUN_SPEC_BYTES:
         raise ManifestError(
-            f"the job's settings take {len(text.encode())} bytes, more than the {MAX_RUN_SPEC_BYTES} that a pod can be told; "
+            f"spec {OF_THE_JOB} takes {len(text.encode())} bytes, more than the {MAX_RUN_SPEC_BYTES} that a pod can be told; "
             "use fewer labels, class weights or sources"
         )
     return text

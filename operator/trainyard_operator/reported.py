@@ -39,7 +39,7 @@ def progress_of(report: Report, now: datetime) -> Progress:
     """`status.progress`; `updatedAt` is when the report was taken, by the cluster's clock."""
     fields = {name: getattr(report, name) for name in Progress.model_fields if name in Report.model_fields}
     fields |= {"updated_at": now.replace(microsecond=0), "result": report.result and report.result.to_status()}
-    if report.images_per_second is not None and not math.isfinite(report.images_per_second):
+    if report.images_per_second is not None and not 0 <= report.images_per_second < math.inf:
         fields["images_per_second"] = None
     return Progress.model_validate(fields)
 

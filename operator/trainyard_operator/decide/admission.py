@@ -11,7 +11,7 @@ from itertools import islice
 
 from trainyard_api.trainingservice import Admission, AdmittedJob, OnScaleDown
 
-from trainyard_operator.decide.jobs import is_new, next_execution, open_attempts
+from trainyard_operator.decide.jobs import is_new, next_execution
 from trainyard_operator.decide.model import AttemptPod, JobView, QueuePlace, ServiceSnapshot, ServiceView
 from trainyard_operator.decide.nodes import is_lost
 from trainyard_operator.decide.scaling import capacity
@@ -36,10 +36,16 @@ def queue_place(snapshot: ServiceSnapshot, job: JobView) -> QueuePlace:
 
 
 def _is_wanted(snapshot: ServiceSnapshot, job: JobView, slots: int) -> bool:
-    """Whether somebody waits for the slot that the job's execution has."""
-    service = snapshot.service
-    waits = not service.spec.paused and _waits_for_a_slot(service, snapshot.tally)
-    return waits and bool(open_attempts(job.status)) and occupied_count(snapshot) >= slots
+    """Whether somebody waits for the slot of the job's execution, which is stuck: for as many as wait, those that began first, less
+    the slots that become free anyway."""
+    service, tally = snapshot.service, snapshot.tally
+    share = tally.active.get(job.metadata.uid)
+    if share is None or not share.stuck or service.spec.paused or occupied_count(snapshot) < slots:
+        return False
+    shares = tally.active.values()
+    ahead = sum((e.began, e.slot) < (share.stuck[0].began, share.stuck[0].slot) for s in shares for e in s.stuck)
+    ending = sum(len(s.open) - len(s.live) for s in shares)
+    return ahead + ending < _waiting_for_a_slot(service, tally)
 
 
 def misplaced(snapshot: ServiceSnapshot) -> tuple[str, ...]:
@@ -63,9 +69,13 @@ def _waits_for_a_slot(service: ServiceView, tally: Tally) -> bool:
     """Whether a job waits that the batch has not."""
     batch = service.status.admission.jobs if service.status.admission else ()
     # More wait than the batch has places: no need to look who of them is in it, at every change of a burst.
-    return tally.queue_length > len(batch) or tally.queue_length > sum(
-        tally.is_queued(slot_of_entry(entry)) for entry in batch
-    )
+    return tally.queue_length > len(batch) or _waiting_for_a_slot(service, tally) > 0
+
+
+def _waiting_for_a_slot(service: ServiceView, tally: Tally) -> int:
+    """How many jobs wait that the batch has not."""
+    batch = service.status.admission.jobs if service.status.admission else ()
+    return tally.queue_length - sum(tally.is_queued(slot_of_entry(entry)) for entry in batch)
 
 
 def admitted(service: ServiceView, job: JobView) -> bool:

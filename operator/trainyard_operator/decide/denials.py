@@ -67,8 +67,10 @@ def _quota(what: str, detail: str, subject: Subject) -> Diagnosis:
     kept = ""
     if "count/jobs.batch" in limit:
         kept = " Finished Jobs count too and are kept for their logs; deleting those of other jobs makes room at once."
+    own = subject.own_sizes(wanted)
+    less = f", ask for less in {own}" if own else ""
     return Diagnosis(
         "Quota",
         f"{what}: ResourceQuota {name} of namespace {subject.namespace} is used up (used {used} of {limit}, wanted {wanted}). "
-        f"Raise it (`kubectl edit resourcequota {name} -n {subject.namespace}`), or wait for others to end.{kept}",
+        f"Raise it (`kubectl edit resourcequota {name} -n {subject.namespace}`){less}, or wait for others to end.{kept}",
     )

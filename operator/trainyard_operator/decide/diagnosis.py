@@ -235,7 +235,8 @@ def _failed_event(detail: str, subject: Subject) -> Diagnosis:
         return _missing_object(detail, subject)
     if re.search(r"image|Image|ErrImage", detail):
         return _image(detail, subject)
-    return Diagnosis("StartFailed", f"The container cannot be started: {detail[:MAX_DETAIL]}")
+    said = f"The container cannot be started: {detail[:MAX_DETAIL].rstrip('. ')}. Check {subject.field('image')}."
+    return Diagnosis("StartFailed", said)
 
 
 def _volume(pod: AttemptPod, detail: str, subject: Subject) -> Diagnosis:

@@ -17,7 +17,7 @@ from trainyard_operator.decide.denials import Diagnosis
 from trainyard_operator.decide.diagnosis import diagnose
 from trainyard_operator.decide.evidence import EndFacts
 from trainyard_operator.decide.failure import is_replaced, late_pod_time, lost_at, why_replaced
-from trainyard_operator.decide.jobs import has_checkpoint, stands_apart
+from trainyard_operator.decide.jobs import has_checkpoint
 from trainyard_operator.decide.kueue import (
     LABEL_DEMAND,
     LABEL_PRIORITY,
@@ -43,6 +43,7 @@ from trainyard_operator.decide.retry import GIVE_WAY
 from trainyard_operator.decide.start import create_headless, create_job
 from trainyard_operator.decide.tally import Slot, slot_of
 from trainyard_operator.decide.versions import with_version
+from trainyard_operator.status import text
 
 TRAINING_PHASES = frozenset(
     {Phase.TRAINING, Phase.EVALUATING, Phase.SAVING, Phase.EXPORTING, Phase.UPLOADING, Phase.DONE}
@@ -151,7 +152,7 @@ def supervise(case: Case, draft: Draft, attempt: Attempt) -> Draft:
     wanted = ending(case, draft, attempt) if attempt.ending is None else None
     if wanted is not None:
         cause, message = wanted
-        attempt = attempt.model_copy(update={"ending": cause, "ending_message": message, "ending_time": case.now})
+        attempt = attempt.model_copy(update={"ending": cause, "ending_message": text(message), "ending_time": case.now})
         draft = draft.with_attempt(attempt)
     facts = end_facts(case, draft, attempt)
     draft = draft.look_at(lost_at(facts), late_pod_time(facts))
@@ -229,8 +230,8 @@ def _begun(case: Case, attempt: Attempt) -> datetime | None:
 
 def _gives_way(case: Case, attempt: Attempt) -> Diagnosis | None:
     """What keeps the attempt from starting, where other jobs would start in its place: its job has asked for what they have not."""
-    wanted = case.snapshot.queue.wanted and stands_apart(case.snapshot.job.spec)
     begun = _begun(case, attempt)
+    wanted = case.snapshot.queue.wanted
     if attempt.start_time is not None or not wanted or begun is None or case.now < begun + GIVE_WAY:
         return None
     found = diagnosis_of(case, attempt)

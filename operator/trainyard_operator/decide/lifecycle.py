@@ -44,7 +44,7 @@ from trainyard_operator.decide.restart import restarted
 from trainyard_operator.decide.settle import finished, settle, stop_state
 from trainyard_operator.decide.versions import orphaned, present_version, version_actions
 from trainyard_operator.decide.warnings import job_warnings, rate_look
-from trainyard_operator.status import OVER, TERMINAL, render_job, success_message
+from trainyard_operator.status import OVER, TERMINAL, render_job, success_message, text
 
 ORDER: tuple[type[Action], ...] = (
     CreateService,
@@ -165,7 +165,7 @@ def _end_of(case: Case, draft: Draft, attempt: Attempt) -> AttemptEnd | None:
     """How the attempt ended; one that is to end before anything was made of it ends in the ledger alone."""
     if attempt.job_uid is None and case.job_of(attempt) is None and (wanted := ending(case, draft, attempt)):
         cause, message = wanted
-        return AttemptEnd(cause, message, end_time=case.now)
+        return AttemptEnd(cause, text(message), end_time=case.now)
     end = classify_end(end_facts(case, draft, attempt))
     if end is None and case.job_of(attempt) is None and attempt.job_uid is None and _is_published(case, draft.status):
         return AttemptEnd(Cause.COMPLETED, "Trained.", end_time=case.now)  # its Job was deleted since

@@ -347,7 +347,8 @@ class QueuePlace:
     surplus: bool = False
     """Its execution is one that a lowered maximum ends."""
     wanted: bool = False
-    """Others wait, and every slot is taken, one by its execution."""
+    """Every slot is taken, one by its execution, which does not start for what the job itself asks for; others wait, and it is the
+    one to make room for them."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _insufficient(resource: str, wants: Wants, subject: Subject) -> str:
     have = {name: quantity(node.allocatable.get(resource, "0")) or 0.0 for name, node in nodes.items()}
     largest = max(have, key=lambda name: (have[name], name), default=None)
     if largest is None or not have[largest]:
-        return f"The pod asks for {asked} {resource}, and no node has any: add one that does, with its device plugin."
+        return f"The pod asks for {asked} {resource}, and no node has any: add one that does, with its device plugin, or {less}."
     if have[largest] < amount:
         most = nodes[largest].allocatable[resource]
         return (
@@ -112,8 +112,9 @@ def _selector(wants: Wants, subject: Subject) -> str:
     mend = f"mend {subject.field(*written or PLACING)}"
     if not wants.node_selector:
         return f"Label a node as the pod's affinity wants it, or {mend}."
-    asked = ", ".join(f"{key}={value}" for key, value in sorted(wants.node_selector.items()))
-    return f"Label a node with {asked} (`kubectl label node NAME {asked.replace(', ', ' ')}`), or {mend}."
+    asked = [f"{key}={value}" for key, value in sorted(wants.node_selector.items())]
+    how = f" (`kubectl label node NAME {' '.join(asked)}`)" if len(asked) <= MAX_NAMED else ""
+    return f"Label a node with {_some(asked)}{how}, or {mend}."
 
 
 def _taints(text: str, wants: Wants, subject: Subject) -> str:
@@ -123,12 +124,17 @@ def _taints(text: str, wants: Wants, subject: Subject) -> str:
         found = {"": Taint(match[1], match[2])}
     if not found:
         return f"Remove the taint, or add a toleration to {mend}."
-    named = ", ".join(f"{name} has {taint}" if name else str(taint) for name, taint in list(found.items())[:MAX_NAMED])
-    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    named = _some([f"{name} has {taint}" if name else str(taint) for name, taint in found.items()])
     first = next(iter(found.values()))
     if first.key.startswith("node.kubernetes.io/"):
-        return f"Nodes are not fit for pods at present ({named}{more}); `kubectl describe node` says why."
-    return f"Remove the taint ({named}{more}), or add a toleration for {first} to {mend}."
+        return f"Nodes are not fit for pods at present ({named}); `kubectl describe node` says why."
+    return f"Remove the taint ({named}), or add a toleration for {first} to {mend}."
+
+
+def _some(words: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(words) - MAX_NAMED} more" if len(words) > MAX_NAMED else ""
+    return ", ".join(words[:MAX_NAMED]) + more
 
 
 def _untolerated(wants: Wants, nodes: Nodes) -> dict[str, Taint]:

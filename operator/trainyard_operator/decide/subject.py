@@ -15,6 +15,8 @@ from trainyard_api.trainingservice import TrainingServiceSpec
 from trainyard_operator.decide.model import NodeView
 
 OVERRIDES = (*Resources.model_fields, *(name for name in Policy.model_fields if name != "priority"))
+OF_THE_JOB = "of the job (which cannot be changed: make a new job)"
+"""How a sentence ends that has its reader change what the job itself asks for."""
 SIZES = {"cpu": "cpu", "memory": "memory", "ephemeral-storage": "ephemeral_storage", "/": "gpus"}
 """Word in a resource's name → field. Of devices alone the name has a domain."""
 
@@ -48,8 +50,12 @@ class Subject:
 
     def sizes(self, text: str) -> str:
         """Where the resources that Kubernetes names (`limits.memory,requests.nvidia.com/gpu`) are asked for."""
-        named = [field for word, field in SIZES.items() if word in text]
+        named = _sizes_in(text)
         return self.field(*named) if named else self.anything()
+
+    def own_sizes(self, text: str) -> str:
+        """Where the job itself asks for the resources that Kubernetes names; empty: its service does."""
+        return self._said([_in_job(field) for field in _sizes_in(text) if self._is_own(field)], [])
 
     def anything(self) -> str:
         """Where the field at fault may be when nobody says which it is."""
@@ -76,8 +82,12 @@ class Subject:
     def _said(self, own: list[str], theirs: list[str]) -> str:
         said = [f"{_listed(theirs)} of TrainingService {self.service}"] if theirs else []
         if own:
-            said.append(f"{_listed(own)} of the job (which cannot be changed: make a new job)")
+            said.append(f"{_listed(own)} {OF_THE_JOB}")
         return " and ".join(said)
+
+
+def _sizes_in(text: str) -> list[str]:
+    return [field for word, field in SIZES.items() if word in text.replace("count/", "")]
 
 
 def _in_service(name: str) -> str:

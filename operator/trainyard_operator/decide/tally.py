@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from trainyard_operator.decide.degradation import may_degrade
+from trainyard_operator.decide.degradation import is_blocked, is_own_doing, may_degrade
 from trainyard_operator.decide.jobs import (
     WAITING,
     Order,
@@ -22,6 +22,7 @@ from trainyard_operator.decide.jobs import (
     next_execution,
     open_attempts,
     queue_order,
+    stands_apart,
 )
 from trainyard_operator.decide.model import (
     LABEL_ATTEMPT,
@@ -44,7 +45,7 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """An execution that a lowered maximum could end."""
+    """An execution that a lowered maximum could end, or that could give way to who waits."""
 
     slot: Slot
     priority: int
@@ -66,8 +67,10 @@ class Share:
     """Those that were given up with their node."""
     live: tuple[Execution, ...]
     """Those that are open and that nothing ends yet."""
+    stuck: tuple[Execution, ...]
+    """Those of them that do not start, and whose job asks for what others do not."""
     starting: int
-    """How many of the open ones have not run yet."""
+    """How many of the open ones have not run yet, and not by their own doing."""
     resets: tuple[int, ...]
     job_uids: tuple[str, ...]
     """The Jobs of the open and the fenced ones: their pods' labels name the first of the attempts that share them."""
@@ -101,7 +104,7 @@ class Tally:
         self.running = 0
         """Executions that have not ended."""
         self.starting = 0
-        """Those of them whose trainer has not run yet."""
+        """Those of them whose trainer has not run yet, and not by their own doing."""
         for job in jobs:
             self.put_job(job)
         for pod in pods:
@@ -261,18 +264,21 @@ def share_of(job: JobView) -> Share:
     uid, status = job.metadata.uid, job.status
     attempts = [attempt for attempt in open_attempts(status) if not attempt.fenced]
     kept = job.metadata.deletion_time is None
+    live = tuple(
+        Execution(Slot(uid, attempt.run, attempt.number), job.spec.policy.priority or 0, attempt.create_time)
+        for attempt in attempts
+        if attempt.ending is None and kept
+    )
+    started = any(attempt.start_time for attempt in attempts)
     return Share(
         order=queue_order(job) if is_waiting(job) else None,
         next=next_execution(job) if kept and is_ready(status) else None,
         waits=status.state in WAITING,
         open=tuple(Slot(uid, attempt.run, attempt.number) for attempt in attempts),
         fenced=tuple(Slot(uid, attempt.run, attempt.number) for attempt in status.attempts if attempt.fenced),
-        live=tuple(
-            Execution(Slot(uid, attempt.run, attempt.number), job.spec.policy.priority or 0, attempt.create_time)
-            for attempt in attempts
-            if attempt.ending is None and kept
-        ),
-        starting=sum(attempt.start_time is None for attempt in attempts),
+        live=live,
+        stuck=live if is_blocked(job) and stands_apart(job.spec) and not started else (),
+        starting=0 if is_own_doing(job) else sum(attempt.start_time is None for attempt in attempts),
         resets=tuple(attempt.reset for attempt in attempts),
         job_uids=tuple(
             attempt.job_uid

@@ -169,7 +169,9 @@ class Invariants:
                     attempt, tuple(p for p in self.world.pods.values() if p.owner_uid == attempt.job_uid)
                 )
             case Cause.GAVE_WAY:
-                assert without_slot(self.world), "gave way to nobody"
+                others = (each for each in self.world.jobs.values() if each.metadata.uid != job.metadata.uid)
+                going = sum(a.ending is not None for other in others for a in open_attempts(other.status))
+                assert len(without_slot(self.world)) > going, "gave way to nobody"
                 assert spec.resources != Resources()
                 assert attempt.start_time is None
             case Cause.START_TIMED_OUT:

@@ -301,6 +301,34 @@ def test_who_cannot_start_with_a_machine_that_there_is_not_gives_way_too():
     assert [a.job_name for a in world.status("b").attempts] == ["b-r0-a1"]
 
 
+@pytest.mark.parametrize("waiting", [1, 2])
+def test_no_more_give_way_at_once_than_wait_and_those_that_have_been_stuck_for_longest(waiting: int):
+    world = World()
+    world.serve(SERVICE, scaling={"maxInstances": 3})
+    stuck = ["a", "b", "c"]
+    for name in stuck:
+        world.apply(name, resources={"image": "reg.example/mine:1"})
+        world.settle()
+        world.wait_for(name, "ImagePullBackOff", "no such host")
+        world.settle()
+        world.tick()
+    others = [f"w{n}" for n in range(waiting)]
+    for name in others:
+        world.apply(name)
+    world.tick(310)
+    for name in reversed(stuck):  # whoever looks first
+        world.reconcile(name)
+    world.settle()
+    world.kubelet()
+    world.settle()
+    gave = [name for name in stuck if world.status(name).attempts[0].ending == "GaveWay"]
+    assert gave == stuck[:waiting]
+    assert [len(world.status(name).attempts) for name in others] == [1] * waiting
+    world.tick(60)
+    world.settle()
+    assert world.status("c").state is JobState.PREPARING
+
+
 def test_nobody_gives_way_to_who_has_a_slot_already():
     world = blocked(resources={"image": "reg.example/mine:1"})
     world.serve(SERVICE, scaling={"maxInstances": 2})

@@ -164,6 +164,15 @@ def test_the_scheduler_s_sentence_is_told_with_amounts_nodes_and_taints(
     assert [word for word in words if word not in found.message] == [], found.message
 
 
+def test_of_many_node_labels_the_first_are_named_and_still_whose_they_are():
+    selector = {f"{'k' * 40}/{n:03}": "v" * 40 for n in range(32)}
+    pod = replace(none_of("node(s) didn't match Pod's node affinity/selector"), wants=Wants(node_selector=selector))
+    found = diagnose(JOB, (pod,), (), replace(SUBJECT, job=job_spec(resources={"nodeSelector": selector})))
+    assert found
+    assert f"{'k' * 40}/002={'v' * 40} and 29 more, or mend spec.resources.nodeSelector of the job" in found.message
+    assert f"{'k' * 40}/003" not in found.message
+
+
 def test_a_tolerated_taint_is_not_named():
     wants = Wants(tolerations=(Toleration("dedicated", "Equal", "web"),))
     pod = replace(unscheduled("0/4 nodes are available: 1 node(s) had untolerated taint(s)."), wants=wants)

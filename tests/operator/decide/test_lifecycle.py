@@ -20,6 +20,8 @@ from trainyard_operator.decide.model import (
     LowerDeadline,
     NodeView,
     ObjectCondition,
+    Taint,
+    Wants,
     WriteVersionStatus,
 )
 from trainyard_operator.decide.nodes import lost_time
@@ -1059,3 +1061,25 @@ def test_a_job_that_waits_for_a_queueing_engine_has_all_the_time_until_it_is_uns
     world.tick(2)
     world.settle()
     assert world.status("cells").attempts[0].cause is Cause.START_TIMED_OUT
+
+
+def test_whatever_keeps_it_from_starting_is_told_within_the_bounds_of_a_ledger():
+    """The longest names that there may be; a status that is too long would never be written."""
+    selector = {f"{'k' * 245}.example/{'l' * 60}{n:03}": "v" * 63 for n in range(32)}
+    taints = (Taint(f"{'t' * 253}/{'u' * 63}", "v" * 63),)
+    world = World(nodes={f"node-{n}-{'n' * 240}": NodeView(f"node-{n}-{'n' * 240}", taints=taints) for n in range(4)})
+    world.serve(SERVICE, execution={"startTimeoutSeconds": 60})
+    world.apply("a", resources={"nodeSelector": selector})
+    world.settle()
+    pod = world.live_pod("a")
+    assert pod
+    lacking = f"4 Insufficient {'r' * 253}/{'s' * 63}"
+    wrong = f"2 node(s) didn't match Pod's node affinity/selector, 4 node(s) had untolerated taint(s), {lacking}"
+    why = f"0/6 nodes are available: {wrong}."
+    wants = Wants(node_selector=selector)
+    world.change(pod, wants=wants, conditions=(ObjectCondition("PodScheduled", "False", "Unschedulable", why),))
+    world.settle()
+    world.tick(60)
+    world.settle()
+    attempt = world.status("a").attempts[0]
+    assert (attempt.cause, len(attempt.message or "")) == ("StartTimedOut", 4096)

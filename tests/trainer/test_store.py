@@ -1,5 +1,6 @@
 """Storage against a real S3 server with authentication, and files with the same promises."""
 
+import base64
 import hashlib
 import http.server
 import io
@@ -8,6 +9,7 @@ import random
 import resource
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -113,24 +115,73 @@ def test_a_download_in_parts_is_whole_and_reports_progress(
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["big.bin"]
 
 
+def upload(bucket: Bucket, data: bytes, part: int | None, checksum: str | None) -> None:
+    """As object `a`: at once or in parts, with a checksum that the storage keeps or without."""
+    transfer = TransferConfig(multipart_threshold=part or len(data) + 1, multipart_chunksize=part or len(data) + 1)
+    extra = {"ChecksumAlgorithm": checksum} if checksum else {}
+    bucket.client.upload_fileobj(io.BytesIO(data), bucket.name, "a", Config=transfer, ExtraArgs=extra)
+
+
+@pytest.mark.parametrize(("checksum", "name"), [("CRC32", "CRC-32"), ("SHA256", "MD5"), (None, "MD5")])
 @pytest.mark.parametrize("part", [None, 5 << 20, 6 << 20])
-def test_a_download_that_arrives_damaged_is_found_by_its_etag(
-    bucket: Bucket, tmp_path: Path, monkeypatch, part: int | None
+def test_a_download_that_arrives_damaged_is_found_by_its_checksum(
+    bucket: Bucket, tmp_path: Path, monkeypatch, part: int | None, checksum: str | None, name: str
 ):
     data = random.Random(1).randbytes(17 << 20)
-    if part is None:
-        bucket.put("a", data)
-    else:
-        transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part)
-        bucket.client.upload_fileobj(io.BytesIO(data), bucket.name, "a", Config=transfer)
-    assert ("-" in bucket.client.head_object(Bucket=bucket.name, Key="a")["ETag"]) == (part is not None)
+    upload(bucket, data, part, checksum)
+    head = bucket.client.head_object(Bucket=bucket.name, Key="a", ChecksumMode="ENABLED")
+    assert ("-" in head["ETag"], "ChecksumCRC32" in head) == (part is not None, checksum == "CRC32")
+    used: list[str] = []
+    update = store_s3.Check.update
+    monkeypatch.setattr(store_s3.Check, "update", lambda self, data: used.append(self.name) or update(self, data))
     bucket.storage().download(f"{bucket.uri}/a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == data
+    assert set(used) == {name}
     read = S3.read
     monkeypatch.setattr(S3, "read", lambda *args: read(*args)[:-1] + b"x")
     with pytest.raises(StorageUnreachable, match=r"/a arrived damaged: its MD5 is .*; fetch it again"):
         bucket.storage().download(f"{bucket.uri}/a", tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("kind", [None, "COMPOSITE", "FULL_OBJECT"])
+@pytest.mark.parametrize("said", ["of the parts", "of the whole", "of the parts, with their number", "nonsense"])
+def test_a_checksum_is_held_against_the_etag_before_it_is_believed(
+    bucket: Bucket, tmp_path: Path, monkeypatch, said: str, kind: str | None
+):
+    data = random.Random(2).randbytes(17 << 20)
+    upload(bucket, data, 6 << 20, "CRC32")
+    head = S3._head
+
+    def other(self: S3, *args: object, **more: object):
+        answer = dict(head(self, *args, **more) or {})
+        if "ChecksumCRC32" in answer:
+            whole = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+            parts = answer["ChecksumCRC32"]
+            answer["ChecksumCRC32"] = {"of the parts": parts, "of the whole": whole, "nonsense": "?"}.get(
+                said, f"{parts}-3"
+            )
+            answer |= {"ChecksumType": kind} if kind else {}
+        return answer
+
+    monkeypatch.setattr(S3, "_head", other)
+    bucket.storage().download(f"{bucket.uri}/a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == data
+
+
+def test_what_is_encrypted_with_a_key_of_one_s_own_is_checked_where_the_storage_has_a_checksum(
+    bucket: Bucket, tmp_path: Path, monkeypatch
+):
+    upload(bucket, b"data", None, "CRC32")
+    head = S3._head
+    encrypted = {"ServerSideEncryption": "aws:kms", "ETag": '"0123456789abcdef0123456789abcdef"'}
+    monkeypatch.setattr(S3, "_head", lambda *args, **more: (head(*args, **more) or {}) | encrypted)
+    read = S3.read
+    monkeypatch.setattr(S3, "read", lambda self, at, start, length, etag: read(self, at, start, length, None))
+    bucket.storage().download(f"{bucket.uri}/a", tmp_path / "a")
+    monkeypatch.setattr(S3, "read", lambda *args: b"date")
+    with pytest.raises(StorageUnreachable, match=r"/a arrived damaged: its CRC-32 is .*; fetch it again"):
+        bucket.storage().download(f"{bucket.uri}/a", tmp_path / "b")
 
 
 def test_a_large_upload_in_parts_arrives_whole(bucket: Bucket, tmp_path: Path):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
@@ -65,13 +68,45 @@ _REASONS = {
 }
 
 
-class ETag:
-    """The ETag of content that comes piece by piece: its MD5, or for an upload in parts the MD5 of the parts' MD5s and their number."""
+class Hash(Protocol):
+    def update(self, data: bytes | memoryview, /) -> None: ...
 
-    def __init__(self, part: int | None) -> None:
-        """`part` is the size of every part but the last, None for an object that was put at once."""
-        self._part, self._room = part, part or 0
-        self._now, self._parts = _md5(), list[bytes]()
+    def digest(self) -> bytes: ...
+
+
+class CRC32:
+    """As one of hashlib's; four times as fast as MD5."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    name: str
+    new: Callable[[], Hash]
+
+
+_MD5 = Algorithm("MD5", lambda: hashlib.md5(usedforsecurity=False))
+_CRC32 = Algorithm("CRC-32", CRC32)
+
+
+class Check:
+    """Whether content that comes piece by piece is what storage says: its digest, or for an upload in parts the digest of the parts'
+    digests."""
+
+    def __init__(self, algorithm: Algorithm, expected: str, part: int | None = None) -> None:
+        """`expected` is in hexadecimal digits; `part` the size in bytes of every part but the last, None for an object that has one
+        digest."""
+        self.name, self.expected = algorithm.name, expected
+        self._new, self._part, self._room = algorithm.new, part, part or 0
+        self._now, self._parts = self._new(), list[bytes]()
 
     def update(self, data: bytes) -> None:
         if self._part is None:
@@ -85,20 +120,22 @@ class ETag:
             if self._room == 0:
                 self._close(self._part)
 
-    def etag(self) -> str:
+    def found(self) -> str:
+        """The digest of what came, comparable with `expected`."""
         if self._part is None:
-            return self._now.hexdigest()
+            return self._now.digest().hex()
         if self._room < self._part:
             self._close(self._part)
-        return f"{_md5(b''.join(self._parts)).hexdigest()}-{len(self._parts)}"
+        whole = self._new()
+        whole.update(b"".join(self._parts))
+        return whole.digest().hex()
+
+    def fits(self) -> bool:
+        return self.found() == self.expected
 
     def _close(self, part: int) -> None:
         self._parts.append(self._now.digest())
-        self._now, self._room = _md5(), part
-
-
-def _md5(data: bytes = b"") -> hashlib._Hash:
-    return hashlib.md5(data, usedforsecurity=False)
+        self._now, self._room = self._new(), part
 
 
 class S3:
@@ -149,11 +186,13 @@ class S3:
         answer = self._head(at)
         return None if answer is None else Stat(answer["ContentLength"], answer["ETag"].strip('"'))
 
-    def _head(self, at: Location) -> Mapping[str, Any] | None:
+    def _head(self, at: Location, **more: Any) -> Mapping[str, Any] | None:
         with self._explained(at):
             try:
-                return self._client.head_object(Bucket=at.bucket, Key=at.key)
+                return self._client.head_object(Bucket=at.bucket, Key=at.key, **more)
             except errors.ClientError as error:
+                if more and _code(error) in ("400", "501"):  # it does not know what more is asked for
+                    return self._head(at)
                 if _code(error) not in ("404", "NoSuchKey", "NotFound"):
                     raise
                 # The answer to HEAD has no body: a missing bucket looks like a missing object.
@@ -176,7 +215,7 @@ class S3:
         return data if length is None else data[:length]
 
     def download(self, at: Location, path: Path, etag: str | None, context: Context) -> Stat:
-        head = context.retry(str(at), lambda: self._head(at))
+        head = context.retry(str(at), lambda: self._head(at, ChecksumMode="ENABLED"))
         if head is None:
             raise missing(at)
         stat = Stat(head["ContentLength"], head["ETag"].strip('"'))
@@ -195,16 +234,22 @@ class S3:
                     context.progress(done, stat.size)
 
             # What has arrived without a gap is hashed here, while the rest is on its way.
-            check, arrived, hashed = self._checksum(at, head), set[int](), 0
+            checks, arrived, hashed = self._checks(at, head), set[int](), 0
             for start, _ in concurrently(fetch, range(0, stat.size, PART), THREADS):
                 context.check()
                 arrived.add(start)
-                while check is not None and hashed in arrived:
-                    check.update(os.pread(file.fileno(), PART, hashed))
+                while checks and hashed in arrived:
+                    checks[0].update(os.pread(file.fileno(), PART, hashed))
                     hashed += PART
-            if check is not None and (found := check.etag()) != stat.etag:
+            # Not every storage says whether its CRC is of the whole or of the parts: one that differs is not believed alone.
+            for check in checks[1:] if checks and not checks[0].fits() else ():
+                for start in range(0, stat.size, PART):
+                    context.check()
+                    check.update(os.pread(file.fileno(), PART, start))
+            if checks and not any(check.fits() for check in checks):
+                check = checks[-1]
                 raise StorageUnreachable(
-                    f"{at} arrived damaged: its MD5 is {found}, storage says {stat.etag}; fetch it again."
+                    f"{at} arrived damaged: its {check.name} is {check.found()}, storage says {check.expected}; fetch it again."
                 )
         return stat
 
@@ -258,20 +303,32 @@ class S3:
             for upload in (upload for page in pages for upload in page.get("Uploads", ())):
                 self._client.abort_multipart_upload(Bucket=at.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-    def _checksum(self, at: Location, head: Mapping[str, Any]) -> ETag | None:
-        """What computes the object's ETag from its content, where that can be: not with a key of one's own, nor for parts of unknown size."""
-        etag = re.fullmatch("[0-9a-f]{32}(?:-([0-9]+))?", head["ETag"].strip('"'))
+    def _checks(self, at: Location, head: Mapping[str, Any]) -> list[Check]:
+        """What can be compared with what storage says of the object, the quickest first.
+
+        Its CRC-32, which today's clients store with what they upload, and its ETag, which is an MD5 where the object is not encrypted with
+        a key of one's own. Of an upload in parts both are of the parts' digests: not to be told where the parts are unequal.
+        """
+        etag = re.fullmatch("([0-9a-f]{32})(?:-([0-9]+))?", head["ETag"].strip('"'))
+        crc = re.fullmatch("([0-9A-Za-z+/]{6}==)(?:-([0-9]+))?", head.get("ChecksumCRC32", ""))
+        parts = int((etag and etag[2]) or (crc and crc[2]) or 0)
+        part = self._part_size(at, head["ContentLength"], parts) if parts else None
+        checks: list[Check] = []
+        in_parts = bool(parts) and head.get("ChecksumType") != "FULL_OBJECT"
+        if crc and (part or not in_parts):
+            checks.append(Check(_CRC32, base64.b64decode(crc[1]).hex(), part if in_parts else None))
         encrypted = head.get("ServerSideEncryption") not in (None, "AES256") or head.get("SSECustomerAlgorithm")
-        if etag is None or encrypted:
-            return None
-        if etag[1] is None:
-            return ETag(None)
+        if etag and not encrypted and (part or not etag[2]):
+            checks.append(Check(_MD5, etag[1], part if etag[2] else None))
+        return checks
+
+    def _part_size(self, at: Location, size: int, parts: int) -> int | None:
+        """Bytes of each part but the last; None where storage does not know of parts, or they are unequal."""
         try:
             first = self._client.head_object(Bucket=at.bucket, Key=at.key, PartNumber=1)["ContentLength"]
         except (errors.ClientError, errors.BotoCoreError, HTTPError):
             return None
-        # A storage that does not know of parts answers with the whole; one put together from unequal ones cannot be told.
-        return ETag(first) if first and -(-head["ContentLength"] // first) == int(etag[1]) else None
+        return first if first and -(-size // first) == parts else None
 
     @contextmanager
     def _explained(self, at: Location) -> Iterator[None]:

@@ -112,8 +112,9 @@ class Cache(Generic[View]):
                 return None
             self._drop(name)
             return Change(name, entry.view, None)
-        if uid in self._gone:
-            return None  # a late event, or a list that began before the deletion
+        if version < self._gone.get(uid, 0):
+            # A late event, or a list that began before the deletion. What is newer only lost the label that is watched for.
+            return None
         old = entry.view if entry is not None else None
         view = self.view_of(obj, old)
         status = orjson.dumps(obj.get("status") or {}) if self._keep_status else None

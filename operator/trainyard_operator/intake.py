@@ -45,6 +45,8 @@ MAX_PODS = 20_000
 VIEW_SECONDS = 5.0
 """How long a job need not be read again for a report that changes nothing in it. So much later at most a trainer hears that it is
 to finish, or that its attempt is over; what is written is checked against the job as it is, always."""
+VIEWED = ("run", "state", "current", "progress", "serviceName")
+"""Fields of a job's status that are kept for that."""
 BODY_SECONDS = 10.0
 """A report is at most 64 KiB: who takes longer holds a connection that others need."""
 
@@ -87,7 +89,7 @@ class Views:
             {
                 "metadata": {"uid": job["metadata"]["uid"]},
                 "spec": {name: spec[name] for name in ("end", "policy") if name in spec},
-                "status": {name: status[name] for name in ("run", "state", "current", "progress") if name in status},
+                "status": {name: status[name] for name in VIEWED if name in status},
             },
         )
         self._seen.move_to_end(key)

@@ -533,8 +533,9 @@ class Reconciler:
         if view is None:
             service, gpus = OTHER, job.spec.resources.gpus or 0
         else:
-            instance = resolved_instance(job.spec, view.spec)
-            service = self._metrics.service(view.metadata.namespace, view.metadata.name)
+            instance, name = resolved_instance(job.spec, view.spec), (view.metadata.namespace, view.metadata.name)
+            # One that went while this was written has left its series already.
+            service = self._metrics.service(*name) if self._caches.services.get(name) else OTHER
             gpus = instance.gpus * instance.nodes
         self._metrics.written(service, gpus, job.status, written)
 

@@ -55,6 +55,8 @@ class Verifier:
 
     async def reporter(self, token: str) -> Reporter:
         """The pod of a good token. Raises `TokenError`; `ClusterError` when the keys cannot be read."""
+        if not token.isascii():
+            raise TokenError("this is no token of a service account")
         digest = hashlib.sha256(token.encode()).digest()
         known = self._known.get(digest)
         if (

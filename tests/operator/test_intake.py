@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 import aiohttp
@@ -269,6 +270,24 @@ async def test_what_is_too_large_or_no_report_is_refused_with_the_field(bench: B
     assert (await bench.post(json.dumps(exact).encode() + b" " * padding, token))[0] == 200
 
 
+async def test_a_token_that_is_no_text_is_refused_as_any_other(bench: Bench):
+    with pytest.raises(TokenError, match="no token"):
+        await Verifier(bench.api).reporter("caf\udce9")  # how bytes of a header come that are not UTF-8
+
+
+async def test_names_that_are_no_names_and_numbers_that_no_status_holds_are_refused(bench: Bench):
+    token = await bench.token()
+    for fields, where in (
+        ({"job": "."}, "job"),
+        ({"job": ""}, "job"),
+        ({"step": -1}, "step"),
+        ({"step": 10**30}, "step"),
+        ({"result": {"exitCode": 999, "reason": "Error"}}, "result.exitCode"),
+    ):
+        status, answer = await bench.post(bench.report(**fields), token)
+        assert (status, answer["reason"], answer["message"].split(":")[0]) == (422, "NotAReport", where)
+
+
 async def test_a_sequence_that_goes_back_or_repeats_is_refused(bench: Bench):
     token = await bench.token()
     assert (await bench.post(bench.report(5), token))[0] == 200
@@ -312,6 +331,30 @@ async def test_progress_that_is_not_written_needs_no_look_at_the_job_for_a_momen
     # Who was refused is not believed for what was seen before.
     assert (await bench.post(bench.report(8), token, url=3))[0] == 409
     assert (await bench.status())["progress"]["step"] == 2
+    await runner.cleanup()
+
+
+async def test_a_sign_of_life_is_written_before_the_service_calls_it_a_stall(bench: Bench):
+    """Also by what was seen of the job a moment ago, and when there is no room for mere progress."""
+    intake = Intake(
+        bench.api,
+        Verifier(bench.api),
+        Metrics(),
+        report_seconds=0,
+        writes_per_second=0.001,
+        view_seconds=600,
+        stall_seconds=lambda _, service: 1.5 if service == "impatient" else None,
+    )
+    port = free_port()
+    runner = await serve(intake.application(), "127.0.0.1", port, None)
+    bench.urls.append(f"http://127.0.0.1:{port}{PATH}")
+    token = await bench.token()
+    await bench.write(serviceName="impatient")
+    async with asyncio.timeout(10):
+        for number in count(1):
+            assert (await bench.post(bench.report(number, step=number), token, url=3))[0] == 200
+            if (await bench.status())["progress"]["step"] > 2:
+                break
     await runner.cleanup()
 
 

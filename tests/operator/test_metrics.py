@@ -160,6 +160,21 @@ async def test_a_look_that_fails_is_counted_by_kind():
     assert sample(metrics, "trainyard_reconcile_seconds_count", kind="TrainingJob") == 3
 
 
+async def test_a_service_that_goes_while_its_job_is_written_leaves_no_series():
+    metrics, name = Metrics(), "mgmt-train-yard-nano"
+    service = named(name) | {"spec": {"architecture": "yard-nano", "paused": True}, "status": {}}
+
+    class Going(Refusing):
+        async def patch_status(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            look._caches.services.apply(service | named(name, version=9), deleted=True)
+            metrics.forget_service("vision", name)
+            return await super().patch_status(*args, **kwargs)
+
+    look = reconciler(metrics, Going(), services=service, **JOB)
+    await look(Key(Kind.JOB, "vision", "cells"))
+    assert metrics._services == set()
+
+
 @pytest.mark.parametrize(
     ("objects", "key", "action"),
     [

@@ -112,6 +112,18 @@ async def test_late_events_take_nothing_back(watch: Watch):
     assert await woken(watch, jobs, job(7, uid="u2")) == {JOB}
 
 
+async def test_who_takes_the_label_off_a_pod_that_runs_does_not_make_it_gone(watch: Watch):
+    """The watch, which is by that label, calls it deleted; an answer from then on shows that it is not."""
+    pods = watch.caches.pods
+    running = {"node": "node-0", "phase": "Running"}
+    await woken(watch, pods, pod(3, **running))
+    await woken(watch, pods, pod(5, **running), deleted=True)
+    assert len(pods) == 0
+    assert pods.apply(pod(4, **running)) is None, "from before"
+    assert pods.apply(pod(5, **running)) is not None
+    assert len(pods) == 1
+
+
 async def test_a_service_tells_those_who_wait_when_it_is_paused_and_not_when_it_counts(watch: Watch):
     services, jobs = watch.caches.services, watch.caches.jobs
     await woken(watch, services, service(1))

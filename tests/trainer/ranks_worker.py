@@ -1,5 +1,6 @@
 """One of two ranks, started by `test_ranks`: prints what it found as JSON; then the second one dies and the first one tells how it noticed."""
 
+import hashlib
 import json
 import os
 import sys
@@ -71,11 +72,25 @@ def privately(first: int, last: int, device: torch.device) -> list[torch.Tensor]
     return found
 
 
-def main(rank: int, port: int, out: Path, kind: str) -> None:
+def sums(rank: int, device: torch.device) -> dict[str, str]:
+    """A digest of the sum of two ranks' numbers, more than go in one exchange, for each kind of number that is exchanged."""
+    told = {}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        both = [torch.randn(600_001, generator=generator).to(dtype) for generator in generators]
+        total = ranks.over_ranks(both[rank].to(device)).cpu()
+        assert torch.equal(total, both[0] + both[1])
+        told[str(dtype)] = hashlib.sha256(total.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return told
+
+
+def main(rank: int, port: int, out: Path, kind: str, nodes: int) -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device(kind, rank if kind == "cuda" else None)
-    place = Place(rank, 2, rank, 2, "127.0.0.1", port)
+    # Two nodes exchange over gloo, the ranks of one node through memory.
+    local, local_world = (0, 1) if nodes == 2 else (rank, 2)
+    place = Place(rank, 2, local, local_world, "127.0.0.1", port)
     whole, private_whole = trained(0, 5, device), privately(0, 5, device)
     ranks.join(place, device, "digest", lambda: False, lambda what: None)
     part = trained(*place.slice_of(5), device)
@@ -89,6 +104,8 @@ def main(rank: int, port: int, out: Path, kind: str) -> None:
         "names": list(part.state_dict()) == list(whole.state_dict()),
         "largest": ranks.largest([rank, -rank]),
         "total": ranks.total([1, rank]),
+        "through memory": ranks._exchange is not None,
+        "sums": sums(rank, device),
         "shared": shared.unique().tolist(),
     }
     with ranks.alone():
@@ -106,4 +123,4 @@ def main(rank: int, port: int, out: Path, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))

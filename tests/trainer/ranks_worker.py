@@ -35,16 +35,21 @@ def largest_difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> fl
     )
 
 
-def trained(first: int, last: int, device: torch.device) -> nn.Sequential:
+def gradients_of(made: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
+
+
+def trained(first: int, last: int, device: torch.device, bf16: bool = False) -> nn.Sequential:
     """Gradients and batch statistics after one pass over these images of a batch of five."""
     generator = torch.Generator().manual_seed(1)
     images = (torch.randn(5, 3, 12, 12, generator=generator) * 3 + 1).to(device)
     wanted = torch.randn(5, 4, 4, 4, generator=generator).to(device)
     made = ranks.together(network().to(device))
-    out = made(images[first:last].contiguous(memory_format=torch.channels_last))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        out = made(images[first:last].contiguous(memory_format=torch.channels_last)).float()
     count = ranks.over_ranks(torch.tensor(float(last - first), device=device))
     ((out - wanted[first:last]).square().mean((1, 2, 3)).sum() / count).backward()
-    ranks.add_up([p.grad for p in made.parameters() if p.grad is not None])
+    ranks.add_up(gradients_of(made))
     return made  # type: ignore[return-value]
 
 
@@ -67,7 +72,7 @@ def privately(first: int, last: int, device: torch.device) -> list[torch.Tensor]
     loss = task.loss(batch.part(first, last).to(device))
     loss.total.backward()
     told = [loss.total.detach(), *loss.parts.values()]
-    found = [*told, *(p.grad for p in task.network.parameters() if p.grad is not None)]
+    found = [*told, *gradients_of(task.network)]
     ranks.add_up(found)
     return found
 
@@ -87,18 +92,20 @@ def sums(rank: int, device: torch.device) -> dict[str, str]:
 def main(rank: int, port: int, out: Path, kind: str, nodes: int) -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    device = torch.device(kind, rank if kind == "cuda" else None)
+    device = torch.device(f"cuda:{rank}" if kind == "cuda" else kind)
     # Two nodes exchange over gloo, the ranks of one node through memory.
     local, local_world = (0, 1) if nodes == 2 else (rank, 2)
     place = Place(rank, 2, local, local_world, "127.0.0.1", port)
     whole, private_whole = trained(0, 5, device), privately(0, 5, device)
     ranks.join(place, device, "digest", lambda: False, lambda what: None)
     part = trained(*place.slice_of(5), device)
+    part_in_bf16 = trained(*place.slice_of(5), device, bf16=True)
     shared = torch.full((2, 3), float(rank), device=device)
     ranks.same_everywhere([shared])
     found = {
         "slice": place.slice_of(5),
-        "gradients": largest_difference([p.grad for p in part.parameters()], [p.grad for p in whole.parameters()]),
+        "gradients": largest_difference(gradients_of(part), gradients_of(whole)),
+        "gradients in BF16": largest_difference(gradients_of(part_in_bf16), gradients_of(whole)),
         "statistics": largest_difference([b for b in part.buffers() if b.ndim], [b for b in whole.buffers() if b.ndim]),
         "private": largest_difference(privately(*place.slice_of(5), device), private_whole),
         "names": list(part.state_dict()) == list(whole.state_dict()),

@@ -26,7 +26,7 @@ SLOT_BYTES = 1 << 20
 """What is larger goes in several exchanges."""
 SEMAPHORE_BYTES = 64
 """A cache line for each; a `sem_t` takes 32 bytes."""
-SPIN_SECONDS = 0.002
+SPIN_SECONDS = 0.01
 """Before a rank that waits sleeps it looks again and again, with its CPU offered to others in between."""
 LOOK_SECONDS = 0.2
 """Between two looks at whether the rank that is waited for is alive."""
@@ -40,10 +40,10 @@ class Exchange:
         self._rank, self._others = rank, [other for other in range(world) if other != rank]
         self._world, self._silence = world, silence.total_seconds()
         self._alive: dict[int, select.poll] = {}
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        libc = ctypes.CDLL(None, use_errno=True)
         # Without letting go of the interpreter's lock: it does not sleep.
         self._try = ctypes.PyDLL(None).sem_trywait
-        self._wait, self._post, make = self._libc.sem_clockwait, self._libc.sem_post, self._libc.sem_init
+        self._wait, self._post, make = libc.sem_clockwait, libc.sem_post, libc.sem_init
         head = -(-world * world * SEMAPHORE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
         self._descriptor = os.memfd_create("exchange", os.MFD_CLOEXEC) if path is None else os.open(path, os.O_RDWR)
         if path is None:

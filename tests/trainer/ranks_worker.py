@@ -1,5 +1,6 @@
 """One of two ranks, started by `test_ranks`: prints what it found as JSON; then the second one dies and the first one tells how it noticed."""
 
+import hashlib
 import json
 import os
 import sys
@@ -34,16 +35,21 @@ def largest_difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> fl
     )
 
 
-def trained(first: int, last: int, device: torch.device) -> nn.Sequential:
+def gradients_of(made: nn.Module) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
+
+
+def trained(first: int, last: int, device: torch.device, bf16: bool = False) -> nn.Sequential:
     """Gradients and batch statistics after one pass over these images of a batch of five."""
     generator = torch.Generator().manual_seed(1)
     images = (torch.randn(5, 3, 12, 12, generator=generator) * 3 + 1).to(device)
     wanted = torch.randn(5, 4, 4, 4, generator=generator).to(device)
     made = ranks.together(network().to(device))
-    out = made(images[first:last].contiguous(memory_format=torch.channels_last))
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        out = made(images[first:last].contiguous(memory_format=torch.channels_last)).float()
     count = ranks.over_ranks(torch.tensor(float(last - first), device=device))
     ((out - wanted[first:last]).square().mean((1, 2, 3)).sum() / count).backward()
-    ranks.add_up([p.grad for p in made.parameters() if p.grad is not None])
+    ranks.add_up(gradients_of(made))
     return made  # type: ignore[return-value]
 
 
@@ -66,29 +72,47 @@ def privately(first: int, last: int, device: torch.device) -> list[torch.Tensor]
     loss = task.loss(batch.part(first, last).to(device))
     loss.total.backward()
     told = [loss.total.detach(), *loss.parts.values()]
-    found = [*told, *(p.grad for p in task.network.parameters() if p.grad is not None)]
+    found = [*told, *gradients_of(task.network)]
     ranks.add_up(found)
     return found
 
 
-def main(rank: int, port: int, out: Path, kind: str) -> None:
+def sums(rank: int, device: torch.device) -> dict[str, str]:
+    """A digest of the sum of two ranks' numbers, more than go in one exchange, for each kind of number that is exchanged."""
+    told = {}
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        both = [torch.randn(600_001, generator=generator).to(dtype) for generator in generators]
+        total = ranks.over_ranks(both[rank].to(device)).cpu()
+        assert torch.equal(total, both[0] + both[1])
+        told[str(dtype)] = hashlib.sha256(total.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return told
+
+
+def main(rank: int, port: int, out: Path, kind: str, nodes: int) -> None:
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    device = torch.device(kind, rank if kind == "cuda" else None)
-    place = Place(rank, 2, rank, 2, "127.0.0.1", port)
+    device = torch.device(f"cuda:{rank}" if kind == "cuda" else kind)
+    # Two nodes exchange over gloo, the ranks of one node through memory.
+    local, local_world = (0, 1) if nodes == 2 else (rank, 2)
+    place = Place(rank, 2, local, local_world, "127.0.0.1", port)
     whole, private_whole = trained(0, 5, device), privately(0, 5, device)
     ranks.join(place, device, "digest", lambda: False, lambda what: None)
     part = trained(*place.slice_of(5), device)
+    part_in_bf16 = trained(*place.slice_of(5), device, bf16=True)
     shared = torch.full((2, 3), float(rank), device=device)
     ranks.same_everywhere([shared])
     found = {
         "slice": place.slice_of(5),
-        "gradients": largest_difference([p.grad for p in part.parameters()], [p.grad for p in whole.parameters()]),
+        "gradients": largest_difference(gradients_of(part), gradients_of(whole)),
+        "gradients in BF16": largest_difference(gradients_of(part_in_bf16), gradients_of(whole)),
         "statistics": largest_difference([b for b in part.buffers() if b.ndim], [b for b in whole.buffers() if b.ndim]),
         "private": largest_difference(privately(*place.slice_of(5), device), private_whole),
         "names": list(part.state_dict()) == list(whole.state_dict()),
         "largest": ranks.largest([rank, -rank]),
         "total": ranks.total([1, rank]),
+        "through memory": ranks._exchange is not None,
+        "sums": sums(rank, device),
         "shared": shared.unique().tolist(),
     }
     with ranks.alone():
@@ -106,4 +130,4 @@ def main(rank: int, port: int, out: Path, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))

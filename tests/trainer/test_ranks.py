@@ -23,23 +23,26 @@ from tests.trainer.runs import run_spec
 from tests.trainer.vocfiles import good, prepared
 
 
-@pytest.fixture(scope="module", params=["cpu", "cuda"])
+@pytest.fixture(scope="module", params=[("cpu", 1), ("cpu", 2), ("cuda", 1)], ids=["memory", "gloo", "nccl"])
 def two(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """What two ranks found: over gloo, and over NCCL with a GPU each."""
-    if request.param == "cuda" and torch.cuda.device_count() < 2:
+    """What two ranks found: through memory as on one node, over gloo as on two, and over NCCL with a GPU each."""
+    device, nodes = request.param
+    if device == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     paths = [folder / f"{rank}.json" for rank in range(2)]
     root = Path(__file__).parents[2]
     started = [
         subprocess.Popen(
-            [sys.executable, ranks_worker.__file__, str(rank), str(port), str(paths[rank]), request.param],
+            [sys.executable, ranks_worker.__file__, str(rank), str(port), str(paths[rank]), device, str(nodes)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         )
         for rank in range(2)
     ]
     assert [process.wait(240) for process in started] == [0, 7]
-    return [json.loads(path.read_text()) for path in paths]
+    told = [json.loads(path.read_text()) for path in paths]
+    assert [found["through memory"] for found in told] == [request.param == ("cpu", 1)] * 2
+    return told
 
 
 @pytest.mark.training
@@ -47,6 +50,7 @@ def test_gradients_and_batch_statistics_are_those_of_one_process(two: list[dict[
     assert [found["slice"] for found in two] == [[0, 2], [2, 5]]
     for found in two:
         assert found["gradients"] < 2e-5
+        assert found["gradients in BF16"] < 0.05, "as near as BF16 is"
         assert found["statistics"] < 1e-5
         assert found["names"], "checkpoints and versions know nothing of ranks"
 
@@ -65,6 +69,11 @@ def test_ranks_agree_and_one_may_do_something_alone(two: list[dict[str, Any]]) -
         assert found["total"] == [2, 1]
         assert found["shared"] == [0.0]
         assert found["alone"] == 3.0
+
+
+@pytest.mark.training
+def test_sums_are_the_same_bits_on_every_rank(two: list[dict[str, Any]]) -> None:
+    assert two[0]["sums"] == two[1]["sums"]
 
 
 @pytest.mark.training

@@ -11,7 +11,8 @@ version), `runreport` (the page, made of `page`, `boxpage`, `secondlook`, `chart
 storage), `predictor` (a version's ONNX file as a function). `private` makes a trainer of somebody else's network.
 
 Several processes: `place` (which one this is), `processes` (their supervisor), `gang` (the supervisors of several nodes), `restart` (one
-that failed is started again in its pod), `ranks` (what they agree on) and `sharing` (what they share).
+that failed is started again in its pod), `ranks` (what they agree on), `exchange` (how those of one node do, on CPUs)
+and `sharing` (what they share).
 
 How the loop uses the data:
 

@@ -33,6 +33,15 @@ def test_helm_lint_finds_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("release", ["2026", "team.vision"])
+def test_a_release_may_have_any_name_that_helm_takes(release: str):
+    for each in render(release=release):
+        labels = each["metadata"].get("labels", {})
+        assert all(isinstance(value, str) for value in labels.values()), labels
+        if each["kind"] == "Service":
+            assert "." not in each["metadata"]["name"]
+
+
 def test_every_variable_is_a_setting_of_the_operator():
     known = {f"TRAINYARD_{name.upper()}" for name in Settings.model_fields}
     told = render("services.ephemeralStorage=5Gi", "services.image.pullPolicy=Always", "operator.settings.workers=3")

@@ -298,10 +298,18 @@ class Yard:
             assert time.monotonic() < deadline, f"the versions of {name} are {found}"
             await asyncio.sleep(0.1)
 
-    async def events(self, name: str, kind: str = "TrainingJob") -> list[Object]:
+    async def events(self, name: str, kind: str = "TrainingJob", *reasons: str, seconds: float = 30) -> list[Object]:
+        """The Events about an object once there is one of each of `reasons`: they follow the status that they speak of."""
         path = f"/api/v1/namespaces/{self.namespace}/events"
         query = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={name}"}
-        return (await self.api.request("GET", path, query=query))["items"]
+        deadline = time.monotonic() + seconds
+        while True:
+            items = (await self.api.request("GET", path, query=query))["items"]
+            missing = set(reasons) - {item["reason"] for item in items}
+            if not missing:
+                return items
+            assert time.monotonic() < deadline, f"no Event {missing} about {kind} {name}: {items}"
+            await asyncio.sleep(POLL_SECONDS)
 
 
 def training_job(namespace: str, name: str, *attempts: Object, service: str | None = "fake", **spec: Any) -> Object:
